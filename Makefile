@@ -1,0 +1,43 @@
+# `make distill` runs the default recipe, `make test` the tests; both set up .venv by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+READY := $(VENV)/.ready
+RECIPE ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup distill test test-services lint format lock clean-run
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(READY)  ## build .venv from requirements.lock (does nothing when it is current)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "distill needs Python 3.11 to 3.13, $(PYTHON) is `$(PYTHON) -V 2>&1`: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	  echo "$(PYTHON) has no venv module: install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -oE '^uv==[^ ]+' requirements.lock)"
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+distill: $(READY)  ## run the default recipe (RECIPE=recipes/x.yaml: another one)
+	$(BIN)/snakemake --cores $(CORES) $(if $(RECIPE),--configfile $(RECIPE))
+
+test: $(READY)  ## run the tests that need nothing but Python
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/pytest -m "not services" $(ARGS)
+
+test-services: $(READY)  ## run the tests that need Debian packages (installs them when root)
+	bash tests/services/install
+	$(BIN)/pytest -m services $(ARGS)
+
+format: $(READY)  ## bring the code into the house's form
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/snakefmt Snakefile rules
+
+lock: $(READY)  ## pin the newest versions that pyproject.toml allows
+	$(BIN)/uv export --upgrade --extra dev --no-emit-project --no-header --format requirements.txt --quiet -o requirements.lock

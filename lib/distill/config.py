@@ -1,0 +1,324 @@
+"""The recipe: YAML becomes typed, frozen settings; every rule across fields is checked here.
+
+A recipe stands alone: a field that it leaves out has the default given here, never another recipe's value.
+"""
+
+import difflib
+from functools import cached_property
+from pathlib import Path
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+import yaml
+
+from distill.errors import DistillError
+from distill.files import digest
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+
+class Settings(BaseModel):
+    """Frozen, and strict about names: an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Model(Settings):
+    """A checkpoint: `source` is a Hub id, a Hugging Face folder, or an Orbax params folder of another run."""
+
+    source: str
+    revision: str | None = None
+    dtype: Dtype = "float32"
+    tokenizer: str | None = Field(None, description="Hub id or folder, where the tokenizer lives elsewhere")
+    tokenizer_revision: str | None = None
+
+    @property
+    def local(self) -> Path | None:
+        """The folder that `source` names, or None when it is a Hub id."""
+        path = Path(self.source).expanduser()
+        looks_like_a_path = self.source.startswith(("/", "./", "../", "~")) or path.is_dir()
+        return path if looks_like_a_path else None
+
+    @property
+    def id8(self) -> str:
+        """Eight hex digits of what determines the imported checkpoint."""
+        return digest(self.model_dump())[:8]
+
+
+class Source(Settings):
+    """A dataset, read through `datasets`: a Hub id, a folder, or a JSONL, JSON or Parquet file."""
+
+    source: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    messages: str | None = Field(None, description="column of message lists; found by name when left out")
+    prompt: str | None = Field(None, description="column of prompts, strings or message lists")
+    completion: str | None = Field(None, description="column of completions, strings or message lists")
+    reference: str | None = Field(None, description="column of reference answers, for verifiers and evaluation")
+
+
+class Prompts(Source):
+    """Which rows become prompts, and in which batches."""
+
+    batch_size: int = Field(1024, gt=0)
+    num_batches: int | Literal["all"] = "all"
+    chat_template: Literal["tokenizer", "none"] = "tokenizer"
+    overlong: Literal["drop", "fail"] = "drop"
+    duplicates: Literal["drop", "keep"] = "drop"
+    shuffle_seed: int | None = Field(None, description="permute inside fixed blocks; None keeps the order")
+    shuffle_block: int = Field(16, gt=0, description="batches in a block that is shuffled together")
+
+    @field_validator("num_batches")
+    @classmethod
+    def _at_least_one(cls, value: int | str) -> int | str:
+        if value != "all" and int(value) < 1:
+            raise ValueError("must be 1 or more, or `all`")
+        return value
+
+
+class Sampling(Settings):
+    """How the next token is drawn. Order: temperature, then top-k, then top-p, then one draw."""
+
+    strategy: Literal["greedy", "weighted", "topk", "nucleus", "composite"] = "weighted"
+    temperature: float = Field(1.0, gt=0)
+    top_k: int | None = Field(None, gt=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Sampling":
+        needs = {"topk": {"top_k"}, "nucleus": {"top_p"}, "composite": {"top_k", "top_p"}}
+        wanted = needs.get(self.strategy, set())
+        given = {name for name in ("top_k", "top_p") if getattr(self, name) is not None}
+        if missing := wanted - given:
+            raise ValueError(f"strategy {self.strategy} needs {' and '.join(sorted(missing))}")
+        if surplus := given - wanted:
+            raise ValueError(
+                f"strategy {self.strategy} does not use {' and '.join(sorted(surplus))}: "
+                "remove it, or take strategy composite (top_k and top_p), topk or nucleus"
+            )
+        if self.strategy == "greedy" and "temperature" in self.model_fields_set:
+            raise ValueError("strategy greedy does not use temperature: remove it")
+        return self
+
+
+class Generation(Settings):
+    """What the teacher is asked for."""
+
+    max_prefill_length: int = Field(256, gt=0)
+    max_target_length: int = Field(2048, gt=0, description="prompt and completion together")
+    num_generations: int = Field(1, gt=0)
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    slots: int = Field(64, gt=0, description="sequences decoded together; fixes the bytes with the machine")
+
+    @model_validator(mode="after")
+    def _lengths(self) -> "Generation":
+        if self.max_prefill_length >= self.max_target_length:
+            raise ValueError(
+                f"max_prefill_length ({self.max_prefill_length}) must be smaller than "
+                f"max_target_length ({self.max_target_length}), which counts prompt and completion"
+            )
+        if self.sampling.strategy == "greedy" and self.num_generations > 1:
+            raise ValueError(f"strategy greedy gives {self.num_generations} equal samples: num_generations must be 1")
+        return self
+
+
+class Verifier(Settings):
+    """Keeps a completion only when it is right. `exact_match` compares it with `prompts.reference`."""
+
+    name: Literal["exact_match"] = "exact_match"
+
+
+class Dataset(Settings):
+    """Which samples become training data."""
+
+    keep_length: bool = Field(False, description="keep samples that ran into max_target_length")
+    keep_duplicates: bool = False
+    verifier: Verifier | None = None
+    shard_rows: int = Field(100_000, gt=0)
+    license: str | None = Field(None, description="written on the card; unknown when left out")
+
+
+class Stage(Settings):
+    """One training run. `init` is a model or an earlier stage."""
+
+    init: str
+    data: Literal["generated", "original"] = "generated"
+    objective: Literal["sft"] = "sft"
+    steps: int | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0)
+    batch_size: int = Field(8, gt=0)
+    max_length: int | None = Field(None, gt=1, description="longer examples are dropped; generation's by default")
+    learning_rate: float = Field(1e-5, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = Field(0, ge=0)
+    final_learning_rate: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    clip_norm: float = Field(1.0, gt=0)
+    seed: int = 0
+    checkpoint_every: int = Field(500, gt=0)
+    log_every: int = Field(10, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _built(cls, values: Any) -> Any:
+        later = ("logits", "topk_logits", "on_policy", "aligned_logits")
+        if isinstance(values, dict) and values.get("objective") in later:
+            raise ValueError(f"objective {values['objective']} is not built yet: sft is")
+        return values
+
+    @model_validator(mode="after")
+    def _length_of_run(self) -> "Stage":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        if self.steps is not None and self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than steps ({self.steps})")
+        return self
+
+
+class Evaluation(Source):
+    """Held-out prompts with reference answers."""
+
+    limit: int | None = Field(None, gt=0, description="use the first rows only")
+    batch_size: int = Field(64, gt=0)
+    max_prefill_length: int | None = Field(None, gt=0)
+    max_target_length: int | None = Field(None, gt=0)
+
+
+class Report(Settings):
+    title: str | None = None
+    samples: int = Field(12, ge=0, description="held-out prompts shown side by side")
+
+
+class Recipe(Settings):
+    """A whole recipe."""
+
+    run: str
+    results: Path = Path("results")
+    code: Literal["tracked", "pinned"] = "tracked"
+    models: dict[str, Model]
+    teacher: str = "teacher"
+    student: str = "student"
+    prompts: Prompts
+    generation: Generation = Generation()
+    dataset: Dataset = Dataset()
+    stages: dict[str, Stage]
+    evaluation: Evaluation | None = None
+    report: Report = Report()
+
+    @field_validator("run")
+    @classmethod
+    def _run_is_a_name(cls, run: str) -> str:
+        if not re.match(NAME, run):
+            raise ValueError(f"{run!r} must be a plain name (letters, digits, `.`, `_`, `-`), not a path")
+        if run == "models":
+            raise ValueError("`models` is the folder that all runs share: take another name")
+        return run
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        for kind, names in (("model", self.models), ("stage", self.stages)):
+            for name in names:
+                if not re.match(NAME, name):
+                    raise ValueError(f"{kind} {name!r}: a name has letters, digits, `.`, `_` and `-` only")
+        for role in ("teacher", "student"):
+            if (name := getattr(self, role)) not in self.models:
+                raise ValueError(f"{role}: {name} is not among models{did_you_mean(name, self.models)}")
+        if both := set(self.models) & set(self.stages):
+            raise ValueError(f"{', '.join(sorted(both))}: both a model and a stage, rename one")
+        known = [*self.models, *self.stages]
+        for name, stage in self.stages.items():
+            if stage.init not in known:
+                raise ValueError(
+                    f"stages.{name}.init: {stage.init} is neither a model nor a stage{did_you_mean(stage.init, known)}"
+                )
+            if stage.max_length is not None and stage.max_length > self.generation.max_target_length * 64:
+                raise ValueError(f"stages.{name}.max_length: {stage.max_length} is out of reach")
+        for name in self.stages:
+            self.lineage(name)
+        if self.dataset.verifier and self.prompts.reference is None and self.prompts.completion is None:
+            raise ValueError("dataset.verifier needs prompts.reference, the column of right answers")
+        return self
+
+    def lineage(self, stage: str) -> list[str]:
+        """`stage` and the stages it builds on, newest first; a cycle is a ValueError."""
+        seen = []
+        while stage in self.stages:
+            if stage in seen:
+                raise ValueError(f"stages form a cycle: {' → '.join([*seen[seen.index(stage):], stage])}")
+            seen.append(stage)
+            stage = self.stages[stage].init
+        return seen
+
+    @cached_property
+    def folder(self) -> Path:
+        """`{results}/{run}`"""
+        return self.results / self.run
+
+
+def did_you_mean(name: str, known: Any) -> str:
+    """` (did you mean x?)`, or the list of what there is."""
+    known = [str(k) for k in known]
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f" (did you mean {close[0]}?)"
+    return f" (there is {', '.join(known)})" if known else ""
+
+
+def load_recipe(values: dict[str, Any]) -> Recipe:
+    """Check a recipe that YAML gave as a dictionary; all that is wrong is in one `DistillError`."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise DistillError("; ".join(_explain(fault) for fault in error.errors())) from None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe file."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DistillError(f"recipe {path} does not exist") from None
+    except yaml.YAMLError as error:
+        raise DistillError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise DistillError(f"recipe {path} is not a mapping: see config.yaml for the shape")
+    return load_recipe(values)
+
+
+def _explain(fault: dict[str, Any]) -> str:
+    """One pydantic fault in the house's form: path, value, remedy."""
+    path = [str(part) for part in fault["loc"]]
+    where = ".".join(path) or "recipe"
+    if fault["type"] == "extra_forbidden":
+        return f"{where} is not a setting{did_you_mean(path[-1], _fields_at(path[:-1]))}"
+    if fault["type"] == "missing":
+        return f"{where} is missing: the recipe must give it"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return message if where == "recipe" else f"{where}: {message}"
+    return f"{where} is {fault['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    """Names of the settings below a path, for the nearest known one."""
+    kind: Any = Recipe
+    for part in path:
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)) or part not in kind.model_fields:
+            continue  # a name of the user's own in models or stages
+        kind = _settings_in(kind.model_fields[part].annotation) or kind
+    return list(kind.model_fields)
+
+
+def _settings_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for part in getattr(annotation, "__args__", ()):
+        if found := _settings_in(part):
+            return found
+    return None
