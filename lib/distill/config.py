@@ -59,6 +59,13 @@ class Source(Settings):
     completion: str | None = Field(None, description="column of completions, strings or message lists")
     reference: str | None = Field(None, description="column of reference answers, for verifiers and evaluation")
 
+    @property
+    def local(self) -> Path | None:
+        """The file or folder that `source` names, or None when it is a Hub id."""
+        path = Path(self.source).expanduser()
+        looks_like_a_path = self.source.startswith(("/", "./", "../", "~")) or path.exists()
+        return path if looks_like_a_path or path.suffix in (".jsonl", ".json", ".parquet") else None
+
 
 class Prompts(Source):
     """Which rows become prompts, and in which batches."""
