@@ -1,0 +1,83 @@
+"""The small parts of a block. A weight is declared once, with its named axes; shape, start and sharding follow."""
+
+from collections.abc import Callable
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from distill.models.config import ModelConfig
+
+Start = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+
+
+def zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A weight that starts at zero."""
+    return jnp.zeros(shape)
+
+
+def ones(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A weight that starts at one."""
+    return jnp.ones(shape)
+
+
+def fan_in(inputs: int) -> Start:
+    """Normal with variance 1/inputs."""
+    return lambda key, shape: jax.random.normal(key, shape) / math.sqrt(inputs)
+
+
+def weight(config: ModelConfig, axes: str, start: Start, rngs: nnx.Rngs) -> nnx.Param:
+    """Declare a weight by its axes, such as `N H D`; a width of another model has no letter and no place here."""
+    shape = tuple(config.sizes[axis] for axis in axes.split())
+    return nnx.Param(start(rngs.params(), shape), axes=axes)
+
+
+class Norm(nnx.Module):
+    """Root-mean-square normalisation (arXiv 1910.07467), computed in float32."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, axes: str = "D"):
+        self.eps, self.offset = config.norm_eps, config.norm_offset
+        self.weight = weight(config, axes, zeros if self.offset else ones, rngs)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        scale = self.weight[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        if self.offset:
+            return (wide * (self.offset + scale.astype(jnp.float32))).astype(x.dtype)
+        return wide.astype(x.dtype) * scale
+
+
+class FeedForward(nnx.Module):
+    """Gated feed-forward network (arXiv 2002.05202): down(act(gate x) * up x). `hidden` names its axis."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, hidden: str = "F"):
+        width, inner = config.hidden, config.sizes[hidden]
+        self.activation, bias = config.activation, config.mlp_bias
+        self.gate = weight(config, f"{hidden} D", fan_in(width), rngs)
+        self.up = weight(config, f"{hidden} D", fan_in(width), rngs)
+        self.down = weight(config, f"D {hidden}", fan_in(inner), rngs)
+        self.gate_bias = weight(config, hidden, zeros, rngs) if bias else None
+        self.up_bias = weight(config, hidden, zeros, rngs) if bias else None
+        self.down_bias = weight(config, "D", zeros, rngs) if bias else None
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        gate = biased(jnp.einsum("BTD,FD->BTF", x, self.gate[...]), self.gate_bias)
+        up = biased(jnp.einsum("BTD,FD->BTF", x, self.up[...]), self.up_bias)
+        hidden = activate(self.activation, gate) * up
+        return biased(jnp.einsum("BTF,DF->BTD", hidden, self.down[...]), self.down_bias)
+
+
+def activate(name: str, x: Array) -> Array:
+    """The activation that the configuration names."""
+    return jax.nn.silu(x) if name == "silu" else jax.nn.gelu(x, approximate=True)
+
+
+def biased(x: Array, bias: nnx.Param | None) -> Array:
+    """x plus a bias over its trailing axes, where there is one."""
+    if bias is None:
+        return x
+    value = bias[...]
+    return x + value.reshape((1,) * (x.ndim - value.ndim) + value.shape)

@@ -1,0 +1,57 @@
+"""The device mesh, and where the named axes of weights and batches lie on it.
+
+Mesh axes: `data` and `fsdp` split the batch, `fsdp` the weights as well (gathered when used), `tensor` heads,
+hidden widths and the vocabulary, `expert` the experts.
+"""
+
+from collections.abc import Mapping
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from distill.errors import DistillError
+
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
+WEIGHT_RULES = {
+    "D": "fsdp", "V": "tensor", "N": "tensor", "K": "tensor", "F": "tensor", "X": "tensor", "Y": "tensor",
+    "E": "expert",
+}  # fmt: skip
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(shape: Mapping[str, int] | None = None, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of all devices; one axis may be -1, which fills it. By default all devices are `fsdp`."""
+    devices = jax.devices() if devices is None else devices
+    shape = {"data": 1, "fsdp": -1, "expert": 1, "tensor": 1} if shape is None else {
+        axis: shape.get(axis, 1) for axis in MESH_AXES
+    }  # fmt: skip
+    known = math.prod(size for size in shape.values() if size != -1)
+    open_axes = [axis for axis, size in shape.items() if size == -1]
+    if len(open_axes) > 1 or len(devices) % known or (not open_axes and known != len(devices)):
+        text = " × ".join(f"{axis} {size}" for axis, size in shape.items())
+        raise DistillError(f"mesh {text} does not fit {len(devices)} devices: the product must be {len(devices)}")
+    sizes = [len(devices) // known if size == -1 else size for size in shape.values()]
+    return Mesh(np.asarray(devices).reshape(sizes), tuple(shape), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def weight_sharding(mesh: Mesh, axes: str, shape: tuple[int, ...]) -> NamedSharding:
+    """Where a weight lies. An axis that its mesh axis does not divide is kept whole; a leading L is never split."""
+    names = axes.split()
+    spec: list[str | None] = [None] * (len(shape) - len(names))
+    for name, size in zip(names, shape[len(spec) :], strict=True):
+        rule = WEIGHT_RULES.get(name)
+        usable = rule is not None and rule not in spec and size % mesh.shape[rule] == 0
+        spec.append(rule if usable else None)
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, PartitionSpec())
