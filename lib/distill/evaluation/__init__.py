@@ -1,0 +1,1 @@
+"""Held-out scores, what they add up to, and the page that shows them."""
