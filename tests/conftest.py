@@ -1,9 +1,9 @@
 """Strict by default: warnings are errors (pyproject.toml), rank promotion raises, no network but loopback."""
 
 import os
-from pathlib import Path
 import socket
 import sys
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")

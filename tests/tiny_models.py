@@ -43,9 +43,10 @@ def tiny_tokenizer(folder: Path, **special: str) -> PreTrainedTokenizerFast:
 def tiny_config(**changes: Any) -> dict[str, Any]:
     """`config.json` of a Llama small enough to compile in a second."""
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 40, "hidden_size": 32,
-        "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-5, "max_position_embeddings": 256, "tie_word_embeddings": True, "hidden_act": "silu",
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 40,
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 256,
+        "tie_word_embeddings": True, "hidden_act": "silu",
         "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None,
     } | changes  # fmt: skip
 

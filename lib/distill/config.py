@@ -4,13 +4,13 @@ A recipe stands alone: a field that it leaves out has the default given here, ne
 """
 
 import difflib
+import re
 from functools import cached_property
 from pathlib import Path
-import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from distill.errors import DistillError
 from distill.files import digest
@@ -57,7 +57,9 @@ class Source(Settings):
     messages: str | None = Field(None, description="column of message lists; found by name when left out")
     prompt: str | None = Field(None, description="column of prompts, strings or message lists")
     completion: str | None = Field(None, description="column of completions, strings or message lists")
-    reference: str | None = Field(None, description="column of reference answers, for verifiers and evaluation")
+    reference: str | None = Field(
+        None, description="column of reference answers, for verifiers and evaluation"
+    )
 
     @property
     def local(self) -> Path | None:
@@ -129,7 +131,9 @@ class Generation(Settings):
                 f"max_target_length ({self.max_target_length}), which counts prompt and completion"
             )
         if self.sampling.strategy == "greedy" and self.num_generations > 1:
-            raise ValueError(f"strategy greedy gives {self.num_generations} equal samples: num_generations must be 1")
+            raise ValueError(
+                f"strategy greedy gives {self.num_generations} equal samples: num_generations must be 1"
+            )
         return self
 
 
@@ -158,7 +162,9 @@ class Stage(Settings):
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(8, gt=0)
-    max_length: int | None = Field(None, gt=1, description="longer examples are dropped; generation's by default")
+    max_length: int | None = Field(
+        None, gt=1, description="longer examples are dropped; generation's by default"
+    )
     learning_rate: float = Field(1e-5, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: int = Field(0, ge=0)
@@ -257,7 +263,7 @@ class Recipe(Settings):
         seen = []
         while stage in self.stages:
             if stage in seen:
-                raise ValueError(f"stages form a cycle: {' → '.join([*seen[seen.index(stage):], stage])}")
+                raise ValueError(f"stages form a cycle: {' → '.join([*seen[seen.index(stage) :], stage])}")
             seen.append(stage)
             stage = self.stages[stage].init
         return seen

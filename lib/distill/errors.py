@@ -1,9 +1,9 @@
 """Errors a user can act on: one line that names the thing, the value and the remedy."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 import errno
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class DistillError(Exception):

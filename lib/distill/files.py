@@ -1,14 +1,14 @@
 """Files that are there whole or not at all, and hashes that are the same in every process."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 import hashlib
 import json
 import os
-from pathlib import Path
 import shutil
-from typing import Any
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from distill.errors import DistillError
 

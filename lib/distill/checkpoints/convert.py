@@ -1,7 +1,7 @@
 """Hugging Face folder → params folder → Hugging Face folder, bit for bit."""
 
-from pathlib import Path
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -55,8 +55,8 @@ def import_checkpoint(
         words = load_tokenizer(tmp / "tokenizer")
         if words.real_vocab > config.vocab_size:
             raise DistillError(
-                f"{origin}: the tokenizer knows {words.real_vocab} ids, the embedding has {config.vocab_size} rows: "
-                "this tokenizer belongs to another model"
+                f"{origin}: the tokenizer knows {words.real_vocab} ids, the embedding has {config.vocab_size} "
+                "rows: this tokenizer belongs to another model"
             )
         save_weights(tmp / "weights", tree)
         info = ModelInfo(

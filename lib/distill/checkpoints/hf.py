@@ -3,10 +3,10 @@
 Pickle files are never opened. Everything that is wrong with a folder's tensors is reported in one error.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-import json
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def their_tensors(weights: Iterable[Weight], read: Any) -> Iterator[tuple[str, n
 def write_shards(
     folder: Path, tensors: Iterable[tuple[str, np.ndarray]], *, shard_bytes: int = 2_000_000_000
 ) -> None:
-    """Write safetensors: `model.safetensors`, or numbered shards and their index once `shard_bytes` is passed."""
+    """Write safetensors: one file, or numbered shards and their index once `shard_bytes` is passed."""
     shards: list[list[str]] = []
     held: dict[str, np.ndarray] = {}
     total = 0

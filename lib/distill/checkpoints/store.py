@@ -6,18 +6,18 @@ params/
   tokenizer/      tokenizer and configuration files as the source had them
 """
 
-from collections.abc import Iterable
 import hashlib
 import logging
-from pathlib import Path
 import shutil
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 from pydantic import BaseModel, ConfigDict
 
 from distill import SCHEMA_VERSION
@@ -28,8 +28,9 @@ from distill.models.config import ModelConfig
 from distill.parallel.mesh import weight_sharding
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
-    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json", "config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+    "generation_config.json", "config.json",
 )  # fmt: skip
 # Orbax reports each save at INFO and its own internals at WARNING; what matters arrives as an exception.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -61,8 +62,8 @@ def read_info(params: Path) -> ModelInfo:
     values = read_json(params / "model.json")
     if values.get("schema_version") != SCHEMA_VERSION:
         raise DistillError(
-            f"{params}/model.json has schema {values.get('schema_version')}, this version reads {SCHEMA_VERSION}: "
-            "delete the folder and let it be made again"
+            f"{params}/model.json has schema {values.get('schema_version')}, this distill reads "
+            f"{SCHEMA_VERSION}: delete the folder and let it be made again"
         )
     return ModelInfo.model_validate(values)
 

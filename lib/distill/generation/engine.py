@@ -175,7 +175,10 @@ def _insert(config, sampling, real_vocab, fresh, caches, state, lengths, slots, 
     """Copy prefilled row rows[i] to slot slots[i] (out of range: to none) and draw its first token."""
     prefilled, logits = fresh
     caches = [
-        {name: cache[name].at[slots, :, : new[name].shape[2]].set(new[name][rows], mode="drop") for name in cache}
+        {
+            name: cache[name].at[slots, :, : new[name].shape[2]].set(new[name][rows], mode="drop")
+            for name in cache
+        }
         for cache, new in zip(caches, prefilled, strict=True)
     ]
     position = lengths[rows]
@@ -192,7 +195,9 @@ def _decode(config, sampling, real_vocab, params, caches, state):
     def step(carry, _):
         caches, token, position = carry
         valid = jnp.ones((token.shape[0], 1), jnp.int32)
-        hidden, caches = decoder.extend(config, params, caches, token[:, None], position[:, None], valid, span)
+        hidden, caches = decoder.extend(
+            config, params, caches, token[:, None], position[:, None], valid, span
+        )
         draw = uniforms(state["seed"], state["sample"], position + 1)
         token, logprob = choose(sampling, decoder.logits(config, params, hidden[:, 0]), draw, real_vocab)
         return (caches, token, position + 1), (token, logprob)

@@ -4,9 +4,9 @@ A query at index t sees a key at index s when both are real tokens of one segmen
 With segments [1 1 2 2 0] (two packed examples and a pad) index 3 sees 2 and 3.
 """
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from distill.models.config import ModelConfig
@@ -91,7 +91,7 @@ def write(cache: Float[Array, "B K S H"], new: Float[Array, "B K T H"], slots: I
 def causal_mask(
     segments: Int[Array, "B T"], window: int | Int[Array, ""] | None = None
 ) -> Bool[Array, "B T T"]:
-    """Who sees whom without a cache; segment 0 is padding and sees only itself, so its softmax stays finite."""
+    """Who sees whom without a cache; padding (segment 0) sees only itself: its softmax stays finite."""
     length = segments.shape[1]
     query, key = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
     seen = key <= query

@@ -1,5 +1,6 @@
 """The architecture of one model: what the decoder must know, whatever family it comes from."""
 
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -12,7 +13,7 @@ class Part(BaseModel):
 
 
 class Scaling(Part):
-    """How a family stretches its rotary embedding beyond the context it was trained on; `kind` says which fields count."""
+    """How a family stretches its rotary embedding to a longer context; `kind` says which fields count."""
 
     kind: Literal["linear", "llama3", "yarn", "longrope"]
     factor: float = 1.0
@@ -106,7 +107,7 @@ class ModelConfig(Part):
         """Half-open ranges of consecutive layers with one structure: what a scan runs over."""
         cuts = [i for i, layer in enumerate(self.layers) if i and layer.experts != self.layers[i - 1].experts]
         edges = [0, *cuts, len(self.layers)]
-        return tuple(zip(edges[:-1], edges[1:], strict=True))
+        return tuple(pairwise(edges))
 
     @property
     def sizes(self) -> dict[str, int]:

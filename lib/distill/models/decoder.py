@@ -11,9 +11,9 @@ The tree is nested dictionaries of arrays, in one of two layouts:
 from functools import cache, partial
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from distill.models.attention import Attention, LayerCache, cache_mask, causal_mask
@@ -36,7 +36,9 @@ class Block(nnx.Module):
         self.ffn_post_norm = Norm(config, rngs) if config.post_norms else None
 
     def __call__(self, x, rotation, mask, cache=None, slots=None, *, interleaved=False):
-        y, cache = self.attention(self.attention_norm(x), rotation, mask, cache, slots, interleaved=interleaved)
+        y, cache = self.attention(
+            self.attention_norm(x), rotation, mask, cache, slots, interleaved=interleaved
+        )
         x = x + (y if self.attention_post_norm is None else self.attention_post_norm(y))
         y = self.ffn(self.ffn_norm(x))
         return x + (y if self.ffn_post_norm is None else self.ffn_post_norm(y)), cache
@@ -124,7 +126,7 @@ def forward(
     *,
     remat: bool = False,
 ) -> Float[Array, "B T D"]:
-    """Hidden states behind the last norm, for whole sequences, in either layout; `logits` turns them into scores.
+    """Hidden states behind the last norm, for whole sequences, in either layout; see `logits`.
 
     segments: 0 is padding, other numbers tell packed examples apart; all ones by default.
     positions: for RoPE, restarting in each packed example; 0, 1, 2, ... by default.

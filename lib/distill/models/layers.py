@@ -1,11 +1,11 @@
-"""The small parts of a block. A weight is declared once, with its named axes; shape, start and sharding follow."""
+"""The small parts of a block. A weight is declared once, by named axes: shape, start, sharding follow."""
 
-from collections.abc import Callable
 import math
+from collections.abc import Callable
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 from distill.models.config import ModelConfig
@@ -29,7 +29,7 @@ def fan_in(inputs: int) -> Start:
 
 
 def weight(config: ModelConfig, axes: str, start: Start, rngs: nnx.Rngs) -> nnx.Param:
-    """Declare a weight by its axes, such as `N H D`; a width of another model has no letter and no place here."""
+    """Declare a weight by its axes, such as `N H D`."""
     shape = tuple(config.sizes[axis] for axis in axes.split())
     return nnx.Param(start(rngs.params(), shape), axes=axes)
 

@@ -8,10 +8,10 @@ A row says `ours`, the dotted path in the unscanned tree; `theirs`, the tensor's
 Ours is `N H D`, theirs [N·H, D]: a reshape. Values are never transposed, so both ways are bit-exact.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 import math
 import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from distill.models.config import ModelConfig
 

@@ -4,12 +4,12 @@ Mesh axes: `data` and `fsdp` split the batch, `fsdp` the weights as well (gather
 hidden widths and the vocabulary, `expert` the experts.
 """
 
-from collections.abc import Mapping
 import math
+from collections.abc import Mapping
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill.errors import DistillError
 
@@ -31,13 +31,15 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: list[jax.Device] 
     open_axes = [axis for axis, size in shape.items() if size == -1]
     if len(open_axes) > 1 or len(devices) % known or (not open_axes and known != len(devices)):
         text = " × ".join(f"{axis} {size}" for axis, size in shape.items())
-        raise DistillError(f"mesh {text} does not fit {len(devices)} devices: the product must be {len(devices)}")
+        raise DistillError(
+            f"mesh {text} does not fit {len(devices)} devices: the product must be {len(devices)}"
+        )
     sizes = [len(devices) // known if size == -1 else size for size in shape.values()]
     return Mesh(np.asarray(devices).reshape(sizes), tuple(shape), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def weight_sharding(mesh: Mesh, axes: str, shape: tuple[int, ...]) -> NamedSharding:
-    """Where a weight lies. An axis that its mesh axis does not divide is kept whole; a leading L is never split."""
+    """Where a weight lies. An axis that its mesh axis does not divide stays whole, and so does a leading L."""
     names = axes.split()
     spec: list[str | None] = [None] * (len(shape) - len(names))
     for name, size in zip(names, shape[len(spec) :], strict=True):

@@ -1,8 +1,8 @@
 """How a process starts with JAX: the compilation cache, so that a second process compiles nothing."""
 
 import os
-from pathlib import Path
 import platform
+from pathlib import Path
 
 from distill.files import digest
 
@@ -26,7 +26,9 @@ def _machine() -> str:
     """Eight hex digits of the processor's kind."""
     try:
         text = Path("/proc/cpuinfo").read_text()
-        lines = sorted({line for line in text.splitlines() if line.startswith(("model name", "flags", "Features"))})
+        lines = sorted(
+            {line for line in text.splitlines() if line.startswith(("model name", "flags", "Features"))}
+        )
     except OSError:
         lines = [platform.processor()]
     return digest([platform.machine(), *lines])[:8]

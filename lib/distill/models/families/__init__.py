@@ -1,4 +1,4 @@
-"""The families: each is its configuration in both directions and its weight table; the decoder is one for all."""
+"""The families: each is its configuration both ways and its weight table; the decoder is one for all."""
 
 from types import ModuleType
 from typing import Any

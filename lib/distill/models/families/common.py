@@ -35,7 +35,9 @@ class HfConfig:
         """The activation in our words."""
         value = self.get(name, "silu")
         if value not in ACTIVATIONS:
-            raise DistillError(f"config.json: {name} {value!r} is not supported, {', '.join(ACTIVATIONS)} are")
+            raise DistillError(
+                f"config.json: {name} {value!r} is not supported, {', '.join(ACTIVATIONS)} are"
+            )
         return ACTIVATIONS[value]
 
     def _typed(self, name: str, default: Any, kind: Any) -> Any:
@@ -43,11 +45,15 @@ class HfConfig:
         if value is None:
             raise DistillError(f"config.json has no {name}: the checkpoint is incomplete")
         if not isinstance(value, kind):
-            raise DistillError(f"config.json: {name} is {value!r}, expected {getattr(kind, '__name__', 'a number')}")
+            raise DistillError(
+                f"config.json: {name} is {value!r}, expected {getattr(kind, '__name__', 'a number')}"
+            )
         return value
 
 
-def rope_from_hf(hf: HfConfig, width: int, theta: float = 10000.0, values: dict[str, Any] | None = None) -> Rope:
+def rope_from_hf(
+    hf: HfConfig, width: int, theta: float = 10000.0, values: dict[str, Any] | None = None
+) -> Rope:
     """Read `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (older files)."""
     if values is None:
         values = hf.get("rope_parameters") or hf.get("rope_scaling") or {}

@@ -1,0 +1,1 @@
+"""Training: pure steps, one loop."""

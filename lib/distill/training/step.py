@@ -1,0 +1,46 @@
+"""One training step, pure: `state, metrics = step(state, batch)`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from distill.models import decoder
+from distill.models.config import ModelConfig
+from distill.parallel.mesh import batch_sharding, replicated
+from distill.training.losses import masked_sum, token_nll
+from distill.training.state import State
+
+Batch = dict[str, jax.Array]
+
+
+def sft_loss(config: ModelConfig, params: decoder.Params, batch: Batch) -> jax.Array:
+    """Mean negative log-likelihood (nats) of the completions' tokens over the global batch."""
+    hidden = decoder.forward(
+        config, params, batch["tokens"], batch["segment_ids"], batch["positions"], remat=True
+    )
+    nll = token_nll(decoder.logits(config, params, hidden), batch["targets"])
+    total, count = masked_sum(nll, batch["mask"])
+    return total / jnp.maximum(count, 1.0)
+
+
+def make_step(
+    config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, where: State
+) -> Callable[[State, Batch], tuple[State, dict[str, Any]]]:
+    """The compiled step; the old state's memory is given to the new one."""
+
+    def step(state: State, batch: Batch) -> tuple[State, dict[str, Any]]:
+        value, gradient = jax.value_and_grad(lambda params: sft_loss(config, params, batch))(state.params)
+        updates, moments = optimizer.update(gradient, state.optimizer, state.params)
+        metrics = {"loss": value, "grad_norm": optax.global_norm(gradient)}
+        return State(optax.apply_updates(state.params, updates), moments), metrics
+
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(where, batch_sharding(mesh)),
+        out_shardings=(where, replicated(mesh)),
+    )
