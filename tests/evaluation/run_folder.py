@@ -1,6 +1,5 @@
 """A run's folder with invented numbers, for tests of the report: every file that the report reads."""
 
-import json
 import math
 import random
 from collections.abc import Callable
@@ -13,18 +12,7 @@ from distill.config import Recipe, load_recipe
 from distill.evaluation.summary import summarize
 from distill.files import digest, write_json, write_jsonl
 
-WORDS = [
-    "harbour",
-    "lantern",
-    "meadow",
-    "thistle",
-    "quarry",
-    "window",
-    "orchard",
-    "pebble",
-    "saddle",
-    "willow",
-]
+WORDS = ["lantern", "meadow", "thistle", "quarry", "window", "orchard", "pebble", "saddle", "willow"]
 
 
 def recipe_of(stages: list[str], evaluated: bool = True, **report: object) -> Recipe:
@@ -137,16 +125,20 @@ def _ledger(folder: Path) -> None:
 
 
 def _compatibility() -> dict:
-    side = {"tokenizer": digest("tokenizer"), "vocabulary": 64, "padded_vocabulary": 64, "eos": ["<eos>"],
-            "architecture": "LlamaForCausalLM", "parameters": 281_472}  # fmt: skip
-    return json.loads(json.dumps({
+    side = {"parameters": 281_472, "vocab_size": 64, "real_vocab": 64, "padded_rows": 0, "eos_ids": [2],
+            "pad_id": None, "tokenizer_hash": digest("tokenizer"), "chat_template": True}  # fmt: skip
+    why = "every id means the same to both"
+    return {
+        "schema": 1,
         "teacher": side,
-        "student": {**side, "parameters": 49_920, "padded_vocabulary": 128},
+        "student": side | {"parameters": 49_920, "vocab_size": 128, "padded_rows": 64},
         "checks": [
-            {"name": "tokenizer", "equal": True, "detail": "both know the same 64 tokens"},
-            {"name": "chat_template", "equal": True, "detail": None},
-            {"name": "padded_vocabulary", "equal": False, "detail": "teacher 64, student 128 rows"},
+            {"name": "token_maps", "equal": True, "detail": "all 64 tokens have the same id"},
+            {"name": "chat_templates", "equal": True, "detail": "the same"},
+            {"name": "padded_vocabulary", "equal": False, "detail": "64 and 128 rows of the embedding"},
         ],
-        "objectives": {"sft": {"open": True, "why": "learns from text"},
-                       "logits": {"open": True, "why": "the tokenizers are the same"}},
-    }))  # fmt: skip
+        "objectives": {
+            "sft": {"open": True, "why": "the student learns from text, in its own tokens"},
+            "topk_logits": {"open": False, "why": why},
+        },
+    }

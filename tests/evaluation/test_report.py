@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from evaluation.run_folder import build_run, recipe_of
+from evaluation.run_folder import build_run, evaluation, recipe_of
 
 from distill.config import Recipe
 from distill.errors import DistillError
@@ -114,6 +114,28 @@ def test_without_exact_match_the_headline_is_the_nll(folder: Path) -> None:
     page = words(render(folder, recipe))
     assert "nats a token" in page
     assert "Exact match Higher is better" not in page
+
+
+def test_only_answers_with_a_reference_are_counted(folder: Path) -> None:
+    recipe = recipe_of(["sft"])
+    build_run(folder, recipe)
+    file = folder / "evaluation" / "sft.json"
+    found = read_json(file)
+    for answer in found["answers"][:100]:
+        answer |= {"correct": None, "reference": None}
+    right = sum(bool(answer["correct"]) for answer in found["answers"])
+    write_json(file, found | {"correct": right, "exact_match": right / 400})
+    assert f"exact match, {right} of 400" in words(render(folder, recipe))
+
+
+def test_a_model_beside_teacher_and_student_is_shown_too(folder: Path) -> None:
+    recipe = recipe_of(["sft"])
+    build_run(folder, recipe)
+    write_json(folder / "evaluation" / "peer.json", evaluation("peer", 0.5))
+    summary = read_json(folder / "summary.json")
+    summary["models"]["peer"] = {"exact_match": 0.5, "nll": 0.8}
+    write_json(folder / "summary.json", summary)
+    assert "results/demo/evaluation/peer.json" in words(render(folder, recipe))
 
 
 def test_a_ledger_without_drops_and_one_that_does_not_add_up(folder: Path) -> None:

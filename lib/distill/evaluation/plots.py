@@ -16,13 +16,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 COLOURS = {  # CSS variable -> sentinel
     name: f"#01{number:02x}fe"
-    for number, name in enumerate(("ink", "muted", "rule", "paper", "teacher", "before", "after", "fill"))
+    for number, name in enumerate(("ink", "muted", "rule", "paper", "teacher", "before", "after", "other"))
 }
-MARKS = {
-    "teacher": "D",
-    "before": "o",
-    "after": "o",
-}  # a role is told by shape and place, not by colour alone
+# A role is told by shape and place, not by colour alone.
+MARKS = {"teacher": "D", "before": "o", "after": "o", "other": "s"}
 MOST_POINTS = 300
 STYLE = {
     "svg.fonttype": "none",

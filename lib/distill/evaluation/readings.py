@@ -51,7 +51,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Scored:
-    """A model and its scores; `low` and `high` bound the exact match (95%, Wilson)."""
+    """A model and its scores; `low` and `high` bound the exact match of `judged` answers (95%, Wilson)."""
 
     name: str
     role: str
@@ -59,6 +59,7 @@ class Scored:
     found: dict[str, Any]
     gaps: dict[str, Any]
     source: str
+    judged: int
     low: float | None
     high: float | None
 
@@ -76,11 +77,13 @@ def scored(run: Run, summary: dict) -> list[Scored]:
         if role == "teacher" and name != "teacher":
             label = f"{name} (teacher)"
         found = read_json(run.file("evaluation", f"{name}.json"))
-        bounds = (None, None)
-        if found.get("exact_match") is not None and found.get("count"):
-            bounds = wilson(found["exact_match"], found["count"])
+        judged = sum(answer.get("correct") is not None for answer in found["answers"])
+        exact = found.get("exact_match") is not None and judged > 0
+        bounds = wilson(found["exact_match"], judged) if exact else (None, None)
         source = run.label("evaluation", f"{name}.json")
-        rows.append(Scored(name, role, label, found, summary["stages"].get(name, {}), source, *bounds))
+        rows.append(
+            Scored(name, role, label, found, summary["stages"].get(name, {}), source, judged, *bounds)
+        )
     return rows
 
 
@@ -93,7 +96,7 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
 
 def samples(run: Run, models: list[Scored]) -> dict[str, Any]:
     """Held-out prompts side by side: the first ones as they come, then the first the last stage got wrong."""
-    answers = [{answer["prompt_id"]: answer for answer in model.found.get("answers", [])} for model in models]
+    answers = [{answer["prompt_id"]: answer for answer in model.found["answers"]} for model in models]
     if not answers:
         return {"first": [], "mistakes": [], "long": False}
     ids = list(dict.fromkeys(key for found in answers for key in found))
