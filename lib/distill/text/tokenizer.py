@@ -1,0 +1,183 @@
+"""A Hugging Face tokenizer from a folder, with what the pipeline needs to know of it beside it."""
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distill.errors import DistillError
+from distill.files import digest, read_json
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import BatchEncoding, PreTrainedTokenizerFast
+
+VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "tiktoken.model",
+)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Text to ids and back. `hf` is the transformers tokenizer, the rest is read once at load.
+
+    `hash` covers what decides ids and rendering: vocabulary and rules, special tokens, chat template.
+    `real_vocab` is the highest id that the tokenizer knows, plus one; a model may have more rows than that.
+    `eos_ids` are all ids that end a turn: the tokenizer's own first, then those of the model's configuration.
+    """
+
+    hf: "PreTrainedTokenizerFast"
+    folder: Path
+    hash: str
+    real_vocab: int
+    eos_ids: tuple[int, ...]
+    bos_id: int | None
+    pad_id: int | None
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a turn where the chat template does not."""
+        return self.eos_ids[0]
+
+    @cached_property
+    def eos_texts(self) -> tuple[str, ...]:
+        """`eos_ids` as they stand in rendered text."""
+        return tuple(text for i in self.eos_ids if (text := self.hf.convert_ids_to_tokens(i)))
+
+    @cached_property
+    def special_texts(self) -> tuple[str, ...]:
+        """Control tokens of all kinds as they stand in rendered text; `decode` leaves them out."""
+        return tuple(token.content for token in self.hf.added_tokens_decoder.values() if token.special)
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The Jinja text that renders a conversation (the default one of several), or None."""
+        return self.hf.get_chat_template() if self.hf.chat_template else None
+
+    @cached_property
+    def adds_eos(self) -> bool:
+        """Whether `encode(..., special=True)` ends with an EOS."""
+        bare, around = self.encode("x", special=False), self.encode("x", special=True)
+        return around[-1:] != bare[-1:] and around[-1] in self.eos_ids
+
+    def encode(self, text: str, special: bool) -> list[int]:
+        """Ids of `text`; `special` adds what the tokenizer itself puts around it (BOS)."""
+        return self.encode_batch([text], special)[0]
+
+    def encode_batch(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        """Ids of each text, tokenized in parallel."""
+        return self._call(texts, special)["input_ids"] if texts else []
+
+    def encode_split(
+        self, texts: Sequence[str], boundaries: Sequence[int], special: bool
+    ) -> Iterator[tuple[list[int], int]]:
+        """Ids of each text, and the index of the first token that ends past the boundary (in characters)."""
+        for encoding, boundary in zip(self._call(texts, special).encodings, boundaries, strict=True):
+            ids = encoding.ids
+
+            def end(token: int, encoding: "Encoding" = encoding) -> int:
+                return (encoding.token_to_chars(token) or (0, 0))[1]  # an added BOS is nowhere in the text
+
+            stop = len(ids) - (special and self.adds_eos)
+            yield ids, bisect_right(range(stop), boundary, key=end)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids` without special tokens, and with the spaces as they are."""
+        return self.hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _call(self, texts: Sequence[str], special: bool) -> "BatchEncoding":
+        return self.hf(
+            list(texts),
+            add_special_tokens=special,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # a long prompt is ours to judge, not the tokenizer's model_max_length
+        )
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Load the tokenizer in `folder`: local files only, none of the folder's own code is run.
+
+    A `tokenizer.json` is taken word for word. `AutoTokenizer` of transformers 5 is not asked: for
+    `tokenizer_class: LlamaTokenizer` it rebuilds the rules, and `<s>[INST]` of Llama-2 then loses the `▁`
+    that the model was trained with.
+    """
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        raise DistillError(
+            f"{folder} has no tokenizer (looked for {', '.join(VOCABULARIES)}): "
+            "name where it lives in the model's `tokenizer`"
+        )
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"; we need none
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # a second: only who loads one pays
+
+    whole = (folder / "tokenizer.json").is_file()
+    load = PreTrainedTokenizerFast.from_pretrained if whole else AutoTokenizer.from_pretrained
+    try:
+        hf = load(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise plain Exception for a broken file
+        remedy = (
+            ""
+            if whole
+            else ": bring a tokenizer.json, or install what its format needs (sentencepiece, tiktoken)"
+        )
+        raise DistillError(f"the tokenizer in {folder} cannot be read ({_one_line(error)}){remedy}") from None
+    if not hf.is_fast:
+        raise DistillError(
+            f"the tokenizer in {folder} is a slow one ({type(hf).__name__}): bring a tokenizer.json"
+        )
+    vocabulary = hf.get_vocab()
+    eos_ids = _eos_ids(folder, hf.eos_token_id)
+    if not eos_ids:
+        raise DistillError(
+            f"the tokenizer in {folder} has no EOS token: give eos_token in tokenizer_config.json"
+        )
+    return Tokenizer(
+        hf=hf,
+        folder=folder,
+        hash=_hash(folder, hf),
+        real_vocab=max(vocabulary.values()) + 1,
+        eos_ids=eos_ids,
+        bos_id=hf.bos_token_id,
+        pad_id=hf.pad_token_id,
+    )
+
+
+def _eos_ids(folder: Path, own: int | None) -> tuple[int, ...]:
+    """The tokenizer's EOS, then those of generation_config.json and config.json, each once."""
+    found = [own]
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            value = read_json(folder / name).get("eos_token_id")
+            found += value if isinstance(value, list) else [value]
+    return tuple(dict.fromkeys(i for i in found if isinstance(i, int)))
+
+
+def _hash(folder: Path, hf: "PreTrainedTokenizerFast") -> str:
+    """Over the file as it is, not as the library writes it back, which may change with the library."""
+    path = folder / "tokenizer.json"
+    rules = read_json(path) if path.is_file() else hf.backend_tokenizer.to_str()
+    if isinstance(rules, dict):
+        rules = {
+            key: value for key, value in rules.items() if key not in ("version", "truncation", "padding")
+        }
+    return digest(
+        {
+            "rules": rules,
+            "special": hf.special_tokens_map,
+            "added": {str(i): repr(token) for i, token in hf.added_tokens_decoder.items()},
+            "template": hf.chat_template,
+        }
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
