@@ -1,0 +1,160 @@
+"""Prompt batches: fixed slices of a dataset, tokenized once, each with a hash of what is in it.
+
+Batch i is rows [i·B, (i+1)·B) of the source, so a longer dataset or a larger `num_batches` leaves the batches
+that were there as they were. A shuffle permutes inside blocks of `shuffle_block` batches; a block that the
+dataset fills never changes again. Whatever leaves a row out is decided by that row and those before it.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from distill import SCHEMA_VERSION
+from distill.config import Prompts
+from distill.errors import DistillError
+from distill.files import digest, write_jsonl
+from distill.text.chat import prompt_id, prompts_tokens
+from distill.text.sources import Conversation, nothing_in, open_source
+from distill.text.tokenizer import Tokenizer
+
+Row = dict[str, Any]
+
+
+def index_prompts(
+    prompts: Prompts, tokenizer: Tokenizer, max_prefill_length: int, context: int, work: Path
+) -> dict[str, Any]:
+    """Write the rows of every batch to `work`/{batch}.jsonl and return what index.json holds.
+
+    `context` is the most tokens the teacher can see; a prompt must leave room in it for an answer.
+    A dataset without a usable prompt, or with fewer batches than `num_batches`, is a `DistillError`.
+    """
+    limit = Limit(prompts.overlong, max_prefill_length, context)
+    opened = open_source(prompts)
+    batches: dict[str, dict[str, Any]] = {}
+    read = 0
+    for entries in _batches(prompts, opened.conversations):
+        name = f"{len(batches):04d}"
+        rows, dropped = _rows(entries, tokenizer, prompts.chat_template, limit)
+        write_jsonl(work / f"{name}.jsonl", rows)
+        batches[name] = {
+            "hash": digest(rows),
+            "read": len(entries),
+            "kept": len(rows),
+            "dropped": dict(sorted(dropped.items())),
+        }
+        read += len(entries)
+    _refuse(prompts, batches, read)
+    for stale in set(work.glob("*.jsonl")) - {work / f"{name}.jsonl" for name in batches}:
+        stale.unlink()
+    return {"schema": SCHEMA_VERSION, "source": opened.origin, "batches": batches}
+
+
+class Limit:
+    """The longest prompt that is taken, and what becomes of a longer one."""
+
+    def __init__(self, overlong: str, max_prefill_length: int, context: int):
+        self.fail = overlong == "fail"
+        self.tokens = min(max_prefill_length, context - 1)
+        self.name = f"max_prefill_length is {max_prefill_length}"
+        self.remedy = "raise it"
+        if context - 1 < max_prefill_length:
+            self.name = f"the teacher's context is {context}, of which an answer needs one at least"
+            self.remedy = "shorten it"
+
+    def exceeded(self, name: str, tokens: int) -> bool:
+        """Whether a prompt is to be dropped; with `overlong: fail` that is a `DistillError`."""
+        if tokens > self.tokens and self.fail:
+            raise DistillError(
+                f"prompt {name} has {tokens} tokens, {self.name}: "
+                f"{self.remedy} or let the filter drop it (prompts.overlong: drop)"
+            )
+        return tokens > self.tokens
+
+
+def _batches(
+    prompts: Prompts, conversations: Iterator[Conversation | None]
+) -> Iterator[list[tuple[Conversation | None, bool]]]:
+    """Each batch's rows, with whether a row repeats the prompt of an earlier one."""
+    size, block = prompts.batch_size, prompts.batch_size
+    if prompts.shuffle_seed is not None:
+        block *= prompts.shuffle_block
+    left = None if prompts.num_batches == "all" else prompts.num_batches
+    seen: set[str] = set()
+    first = 0
+    while (left is None or left > 0) and (rows := list(islice(conversations, block))):
+        entries = []
+        for row in rows:
+            name = prompt_id(row.messages) if row else ""
+            entries.append((row, prompts.duplicates == "drop" and name in seen))
+            if row:
+                seen.add(name)
+        if prompts.shuffle_seed is not None:
+            entries = [entries[i] for i in shuffled(len(entries), prompts.shuffle_seed, first)]
+        slices = [entries[i : i + size] for i in range(0, len(entries), size)]
+        yield from slices[:left]
+        left = None if left is None else left - len(slices)
+        first += len(rows)
+
+
+def shuffled(count: int, seed: int, first: int) -> list[int]:
+    """A permutation of `count` rows of which the first is row `first` of the source.
+
+    By hash, not by a generator: the same for every library version, and rows keep their relative order when
+    the last block grows.
+    """
+    return sorted(
+        range(count), key=lambda i: hashlib.blake2b(f"{seed} {first + i}".encode(), digest_size=16).digest()
+    )
+
+
+def _rows(
+    entries: list[tuple[Conversation | None, bool]], tokenizer: Tokenizer, template: str, limit: Limit
+) -> tuple[list[Row], Counter[str]]:
+    """The rows of one batch that are kept, and how many are not for which reason."""
+    dropped: Counter[str] = Counter()
+    asked: list[Conversation] = []
+    for conversation, repeated in entries:
+        if conversation is None:
+            dropped["malformed"] += 1
+        elif repeated:
+            dropped["duplicate"] += 1
+        else:
+            asked.append(conversation)
+    ids = prompts_tokens(tokenizer, [conversation.messages for conversation in asked], template)
+    rows = []
+    for conversation, tokens in zip(asked, ids, strict=True):
+        name = prompt_id(conversation.messages)
+        if limit.exceeded(name, len(tokens)):
+            dropped["overlong"] += 1
+            continue
+        rows.append(
+            {
+                "prompt_id": name,
+                "messages": conversation.messages,
+                "prompt_token_ids": tokens,
+                "reference": conversation.reference,
+                "original": conversation.original,
+            }
+        )
+    return rows, dropped
+
+
+def _refuse(prompts: Prompts, batches: dict[str, dict[str, Any]], read: int) -> None:
+    """Say what is wrong when nothing is left, or less than was asked for."""
+    dropped = sum((Counter(batch["dropped"]) for batch in batches.values()), Counter())
+    if dropped["malformed"] == read:
+        raise DistillError(nothing_in(prompts, read))
+    if sum(dropped.values()) == read:
+        counts = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
+        raise DistillError(
+            f"dataset {prompts.source}: all of its {read} prompts are left out ({counts}): "
+            "raise generation.max_prefill_length, or look at the dataset"
+        )
+    if prompts.num_batches != "all" and len(batches) < prompts.num_batches:
+        raise DistillError(
+            f"prompts.num_batches is {prompts.num_batches}, dataset {prompts.source} has {read} rows, "
+            f"{len(batches)} batches of {prompts.batch_size}: set it to {len(batches)} or less, or to all"
+        )

@@ -1,0 +1,155 @@
+"""Conversations from a dataset: which columns hold them, and what of a row is asked."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from distill.config import Source
+from distill.errors import DistillError
+from distill.text.readers import open_dataset
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A prompt that ends with the user turn to answer; what the dataset itself answers; what is right."""
+
+    messages: list[dict[str, str]]
+    original: str | None
+    reference: str | None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a row keeps its conversation: in `messages`, or in `prompt` and perhaps `completion`."""
+
+    messages: str | None
+    prompt: str | None
+    completion: str | None
+    reference: str | None
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in (self.messages, self.prompt, self.completion, self.reference) if name]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An opened dataset: `origin` says what is read; `conversations` has one a row, None where malformed."""
+
+    origin: dict[str, Any]
+    conversations: Iterator[Conversation | None]
+
+
+def read_conversations(source: Source, limit: int | None = None) -> list[Conversation]:
+    """The well-formed conversations among the first `limit` rows; none at all is a `DistillError`."""
+    rows = list(islice(open_source(source).conversations, limit))
+    conversations = [row for row in rows if row is not None]
+    if not conversations:
+        raise DistillError(nothing_in(source, len(rows)))
+    return conversations
+
+
+def nothing_in(source: Source, rows: int) -> str:
+    """The complaint about a dataset without one usable row."""
+    if rows == 0:
+        return f"dataset {source.source} (split {source.split}) is empty: nothing to ask"
+    return (
+        f"dataset {source.source} has {rows} rows and none is a conversation: a prompt is text, or messages "
+        "with role and content of which one is a user turn with text in it"
+    )
+
+
+def open_source(source: Source) -> Rows:
+    """Open a dataset and find its columns. Rows are read when asked for; a local one needs no network."""
+    origin = {
+        "source": source.source,
+        "config": source.config,
+        "split": source.split,
+        "revision": source.revision,
+    }
+    opened = open_dataset(source)
+    if not opened.columns:
+        raise DistillError(nothing_in(source, 0))
+    columns = find_columns(source, opened.columns)
+    if dates := set(columns.names) & opened.dates:
+        raise DistillError(
+            f"dataset {source.source} column {', '.join(sorted(dates))} is read as dates, not as text: "
+            "name its JSONL file, or store the column as strings in Parquet"
+        )
+    conversations = (conversation(row, columns) for row in opened.rows)
+    return Rows(origin | opened.origin, conversations)
+
+
+def find_columns(source: Source, known: Iterable[str]) -> Columns:
+    """The columns that `source` names, or those with the usual names; a missing one is a `DistillError`."""
+    known = list(known)
+    messages, prompt, completion = source.messages, source.prompt, source.completion
+    if messages is None and prompt is None:
+        if "messages" in known and completion is None:
+            messages = "messages"
+        elif "prompt" in known:
+            prompt = "prompt"
+        else:
+            raise DistillError(
+                f"dataset {source.source} has no column messages or prompt (there is {', '.join(known)}): "
+                "name yours in `messages`, or in `prompt` and `completion`"
+            )
+    if messages is not None and (prompt or completion):
+        raise DistillError(
+            f"dataset {source.source}: messages ({messages}) holds the whole conversation, "
+            "leave out prompt and completion, or leave out messages"
+        )
+    if prompt is not None and completion is None and "completion" in known:
+        completion = "completion"
+    columns = Columns(messages, prompt, completion, source.reference)
+    if missing := [name for name in columns.names if name not in known]:
+        raise DistillError(
+            f"dataset {source.source} has no column {' or '.join(missing)} (there is {', '.join(known)})"
+        )
+    return columns
+
+
+def conversation(row: dict[str, Any], columns: Columns) -> Conversation | None:
+    """The prompt up to its last user turn, and the assistant turn after it; None for a malformed row.
+
+    user a, assistant b, user c, assistant d → messages a b c, original d
+    """
+    if columns.messages is not None:
+        turns, answer = row.get(columns.messages), None
+    else:
+        turns, answer = row.get(columns.prompt), row.get(columns.completion) if columns.completion else None
+        if isinstance(turns, str):
+            turns = [{"role": "user", "content": turns}]
+    messages = _messages(turns)
+    if messages is None:
+        return None
+    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
+    if last is None or not messages[last]["content"].strip():
+        return None
+    after = messages[last + 1 :]
+    if isinstance(answer, list):
+        after = _messages(answer) or []
+        answer = None
+    if answer is None and len(after) == 1 and after[0]["role"] == "assistant":
+        answer = after[0]["content"]
+    original = _text(answer)
+    reference = _text(row.get(columns.reference)) if columns.reference else original
+    return Conversation(messages[: last + 1], original, reference)
+
+
+def _messages(turns: Any) -> list[dict[str, str]] | None:
+    """Role and content of each turn, or None when one has not both as text."""
+    if not isinstance(turns, list) or not turns:
+        return None
+    if not all(isinstance(t, dict) and isinstance(t.get("role"), str) and isinstance(t.get("content"), str)
+               for t in turns):  # fmt: skip
+        return None
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+
+
+def _text(value: Any) -> str | None:
+    """Text as it is, a number as it is written; anything else is no answer."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) else None
