@@ -1,0 +1,69 @@
+"""Contents page: the recipe, the chapters, and what can be asked for by name."""
+
+if not workflow.configfiles:  # a recipe given with --configfile stands alone
+
+    configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/hooks.smk"
+include: "rules/models.smk"
+include: "rules/prompts.smk"
+include: "rules/generate.smk"
+include: "rules/dataset.smk"
+include: "rules/train.smk"
+include: "rules/export.smk"
+include: "rules/evaluate.smk"
+include: "rules/report.smk"
+include: "rules/plan.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        "<run>/compatibility.json",
+        prompt_files,
+        completion_files,
+        "<run>/dataset",
+        expand("<run>/students/{stage}/params", stage=RECIPE.stages),
+        expand("<run>/export/{stage}", stage=RECIPE.stages),
+        "<run>/report.html",
+    message:
+        "all is there"
+
+
+rule prompts:
+    input:
+        prompt_files,
+
+
+rule completions:
+    input:
+        completion_files,
+
+
+rule dataset:
+    input:
+        "<run>/dataset",
+
+
+rule students:
+    input:
+        expand("<run>/students/{stage}/params", stage=RECIPE.stages),
+
+
+rule export:
+    input:
+        expand("<run>/export/{stage}", stage=RECIPE.stages),
+
+
+onstart:
+    keep_recipe()
+
+
+onsuccess:
+    print_outcome()
+
+
+onerror:
+    print_errors()

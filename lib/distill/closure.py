@@ -1,0 +1,169 @@
+"""What a stage is made of: one digest over a script and all that it imports from the project.
+
+A rule carries the digest in its params, so that an edit to the library reruns the stages that use it, and
+only those. Comments, docstrings and layout do not count, nor does a module that nothing imports. The digest
+is the same in every process, for every Python version and wherever the project lies on disk.
+"""
+
+import ast
+import hashlib
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+
+# Its classes count one by one, those that the closure names: a new training key must not regenerate
+# 400,000 completions. Every other module counts as a whole.
+BY_NAME = "distill.config"
+
+
+@cache
+def digest(script: Path, package: Path = PACKAGE) -> str:
+    """Sixteen hex digits of `script` and its import closure in the package that lies in folder `package`."""
+    modules = closure(Path(script), package)
+    asked = {name for module in modules.values() for name in module.takes_from(BY_NAME)}
+    total = hashlib.sha256()
+    for name, module in sorted(modules.items()):
+        text = canonical(_definitions(module.tree, asked)) if name == BY_NAME else module.text
+        total.update(f"{name}\0{text}\0".encode())
+        for data in module.data_files:
+            total.update(f"{data.name}\0".encode() + data.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def closure(script: Path, package: Path = PACKAGE) -> dict[str, "Module"]:
+    """`script`, named `__main__`, and the package's modules that it imports, directly or through others.
+
+    An import inside a function counts as one at the top, and one of `a.b.c` as one of `a` and `a.b` too.
+    """
+    found = {"__main__": _read("__main__", script)}
+    queue = [*found["__main__"].imports]
+    while queue:
+        name = queue.pop()
+        base = package.parent.joinpath(*name.split("."))
+        files = [base / "__init__.py", base.with_name(f"{base.name}.py")]
+        file = next((file for file in files if file.is_file()), None)
+        if name not in found and file and name.split(".")[0] == package.name:
+            found[name] = _read(name, file)
+            queue += found[name].imports
+    return found
+
+
+@dataclass(frozen=True)
+class Module:
+    """A source file without what does not count."""
+
+    name: str
+    file: Path
+    tree: ast.Module
+    importing: tuple[ast.Import | ast.ImportFrom, ...]
+    strings: frozenset[str]
+
+    @cached_property
+    def text(self) -> str:
+        return canonical(self.tree)
+
+    @cached_property
+    def imports(self) -> set[str]:
+        """Dotted names that the module may import, with the packages around them."""
+        names = set()
+        for node in self.importing:
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            else:
+                base = self._absolute(node)
+                names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}  # a member may be a module
+        return {".".join(parts[:end]) for parts in map(_parts, names) for end in range(1, len(parts) + 1)}
+
+    @cached_property
+    def data_files(self) -> list[Path]:
+        """Files beside the module that it names in a string, such as a template, and those that they name."""
+        beside = [
+            file for file in sorted(self.file.parent.iterdir()) if file.is_file() and file.suffix != ".py"
+        ]
+        found = [file for file in beside if file.name in self.strings]
+        for file in found:  # grows while it is walked
+            text = file.read_text(encoding="utf-8", errors="replace")
+            found += [other for other in beside if other.name in text and other not in found]
+        return sorted(found)
+
+    def takes_from(self, module: str) -> set[str]:
+        """Names that this module takes out of another; `*` where it imports the other as a whole."""
+        names = set()
+        for node in self.importing:
+            if isinstance(node, ast.ImportFrom):
+                base = self._absolute(node)
+                names |= {alias.name for alias in node.names if base == module}
+                names |= {"*" for alias in node.names if f"{base}.{alias.name}" == module}
+            else:
+                names |= {"*" for alias in node.names if alias.name == module}
+        return names
+
+    def _absolute(self, node: ast.ImportFrom) -> str:
+        """The module of `from module import ...`, dots resolved."""
+        package = _parts(self.name) if self.file.name == "__init__.py" else _parts(self.name)[:-1]
+        above = package[: len(package) - node.level + 1] if node.level else []
+        return ".".join([*above, *_parts(node.module or "")])
+
+
+@cache
+def _read(name: str, file: Path) -> Module:
+    tree = ast.parse(file.read_bytes(), filename=str(file))
+    importing, strings = [], set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [statement for statement in node.body if not _is_docstring(statement)]
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            importing.append(node)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            strings.add(node.value)
+    return Module(name, file, tree, tuple(importing), frozenset(strings))
+
+
+def canonical(node: object) -> str:
+    """A syntax tree as text: without positions, and without empty fields, in which Python versions differ."""
+    if isinstance(node, list):
+        return f"[{','.join(map(canonical, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [(name, value) for name, value in ast.iter_fields(node) if value is not None and value != []]
+    return f"{type(node).__name__}({','.join(f'{name}={canonical(value)}' for name, value in fields)})"
+
+
+def _is_docstring(statement: ast.stmt) -> bool:
+    """A string that stands alone: a docstring, or an attribute's."""
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def _parts(name: str) -> list[str]:
+    return name.split(".") if name else []
+
+
+def _definitions(tree: ast.Module, asked: set[str]) -> ast.Module:
+    """A module reduced to the definitions of the `asked` names and all that those use in turn.
+
+    Statements that define no single name (imports, `if`) stay; asked for `*`, all stay.
+    """
+    if "*" in asked:
+        return tree
+    names = [_defines(statement) for statement in tree.body]
+    queue, reached = [*asked], set()
+    while queue:
+        name = queue.pop()
+        if name not in reached:
+            reached.add(name)
+            parts = [part for part, defined in zip(tree.body, names, strict=True) if defined == name]
+            queue += [node.id for part in parts for node in ast.walk(part) if isinstance(node, ast.Name)]
+    body = [part for part, name in zip(tree.body, names, strict=True) if name is None or name in reached]
+    return ast.Module(body=body, type_ignores=[])
+
+
+def _defines(statement: ast.stmt) -> str | None:
+    match statement:
+        case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+            return name
+        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+            return name
+    return None

@@ -1,0 +1,55 @@
+"""The files on this disk that a recipe reads, known before anything runs: a changed one is noticed."""
+
+from pathlib import Path
+
+from distill.config import Model, Source
+from distill.errors import DistillError
+
+MODEL = (
+    ".safetensors",
+    ".json",
+    ".jinja",
+    ".model",
+    ".txt",
+)  # and all that goes with the weights
+
+
+def is_params(folder: Path) -> bool:
+    """Whether `folder` holds an imported or trained model rather than a Hugging Face checkpoint."""
+    return (folder / "model.json").is_file() and (folder / "weights").is_dir()
+
+
+def model_files(model: Model, name: str) -> list[Path]:
+    """What of a local model decides the import; nothing for a Hub id. `name` is the model's in the recipe."""
+    folder = model.local
+    if folder is None:
+        return []
+    if not folder.is_dir():
+        raise DistillError(f"models.{name}.source: folder {model.source} does not exist")
+    if is_params(folder):
+        return [folder / "model.json"]
+    if not (folder / "config.json").is_file():
+        raise DistillError(f"models.{name}.source: {model.source} has no config.json: it is no checkpoint")
+    return sorted(file for file in folder.iterdir() if file.suffix in MODEL and file.is_file())
+
+
+def tokenizer_files(model: Model, name: str) -> list[Path]:
+    """Files of a local `tokenizer` override; nothing where there is none or it is a Hub id."""
+    if model.tokenizer is None or (folder := Model(source=model.tokenizer).local) is None:
+        return []
+    if not folder.is_dir():
+        raise DistillError(f"models.{name}.tokenizer: folder {model.tokenizer} does not exist")
+    return sorted(file for file in folder.iterdir() if file.suffix in MODEL[1:] and file.is_file())
+
+
+def dataset_files(source: Source, name: str) -> list[Path]:
+    """Files of a local dataset; nothing for a Hub id. `name` is the setting's in the recipe."""
+    path = source.local
+    if path is None or path.is_file():
+        return [path] if path else []
+    if not path.is_dir():
+        raise DistillError(f"{name}.source: {source.source} does not exist")
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    if not files:
+        raise DistillError(f"{name}.source: folder {source.source} is empty")
+    return files

@@ -1,0 +1,190 @@
+"""What all chapters share: the recipe, paths, wildcards, and the look-ups of their rules."""
+
+import re
+import sys
+
+# Snakemake loads it, where it is installed, only to see whether a param is a data frame: half a second each time.
+sys.modules.setdefault("pandas", None)
+
+from functools import cache
+from pathlib import Path
+
+from snakemake.io import IOFile
+
+from distill import closure
+from distill.config import load_recipe
+from distill.errors import DistillError
+from distill.files import digest, read_json
+from distill.inputs import dataset_files, is_params, model_files, tokenizer_files
+
+PYTHON = sys.executable
+SCRIPTS = str(Path(workflow.basedir) / "scripts")
+shell.prefix("set -euo pipefail; PYTHON={PYTHON:q} SCRIPTS={SCRIPTS:q}; ")
+
+
+def read_recipe_or_exit():
+    """The recipe and the local files that it names; what is wrong ends Snakemake with one line."""
+    try:
+        recipe = load_recipe(config)
+        files = {"prompts": dataset_files(recipe.prompts, "prompts")}
+        files["evaluation"] = dataset_files(recipe.evaluation, "evaluation") if recipe.evaluation else []
+        for name, model in recipe.models.items():
+            files[name] = model_files(model, name)
+            tokenizer_files(model, name)
+        return recipe, files
+    except DistillError as error:
+        sys.exit(f"error: {error}")
+
+
+RECIPE, FILES = read_recipe_or_exit()
+RUN = str(RECIPE.folder)
+MODELS = {f"{name}-{model.id8}": name for name, model in RECIPE.models.items()}
+SCORED = [RECIPE.teacher, RECIPE.student, *RECIPE.stages] if RECIPE.evaluation else []
+
+
+pathvars:
+    run=RUN,
+    models=str(RECIPE.results / "models"),
+    logs=f"{RUN}/logs",
+    benchmarks=f"{RUN}/benchmarks",
+
+
+wildcard_constraints:
+    batch=r"\d+",
+    model="|".join(map(re.escape, MODELS)),
+    stage="|".join(map(re.escape, RECIPE.stages)),
+    scored="|".join(map(re.escape, [*RECIPE.models, *RECIPE.stages])),
+
+
+def code(rule):
+    """The digest of a rule's script and of what it imports. With `code: pinned`, what was made keeps its own."""
+    now = f"code:{closure.digest(Path(SCRIPTS, f'{rule}.py'))}"
+    if RECIPE.code == "tracked":
+        return now
+
+    def recorded(wildcards):
+        target = IOFile(workflow.get_rule(rule).output[0].apply_wildcards(wildcards))
+        known = workflow.persistence.params(target) or []
+        return next((value.strip("'") for value in known if value.startswith("'code:")), now)
+
+    return recorded
+
+
+def settings(part):
+    """Settings as JSON for a script; what has its default is left out, the digest of the code covers that.
+
+    A function, since Snakemake takes the braces of a plain string for wildcards.
+    """
+    return lambda wildcards: part.model_dump_json(exclude_defaults=True)
+
+
+# Models and students ------------------------------------------------------------------------------------------
+
+
+def model_of(wildcards):
+    return RECIPE.models[MODELS[wildcards.model]]
+
+
+def model_settings(wildcards):
+    return settings(model_of(wildcards))
+
+
+def params_of(name):
+    """The params folder of a model or a stage."""
+    if name in RECIPE.stages:
+        return f"{RUN}/students/{name}/params"
+    model = RECIPE.models[name]
+    if model.local and is_params(model.local):
+        return str(model.local)
+    return f"{RECIPE.results}/models/{name}-{model.id8}/params"
+
+
+def source_of(wildcards):
+    """The Hugging Face folder that a model is imported from."""
+    return str(model_of(wildcards).local or f"{RECIPE.results}/models/{wildcards.model}/source")
+
+
+def tokenizer_of(wildcards):
+    """The folder that its tokenizer comes from."""
+    own = model_of(wildcards).tokenizer is not None
+    return f"{RECIPE.results}/models/{wildcards.model}/tokenizer" if own else source_of(wildcards)
+
+
+def source_files(wildcards):
+    """What an import reads: the files of a local folder one by one, a download as a whole."""
+    files = FILES[MODELS[wildcards.model]] or [source_of(wildcards)]
+    return [*files, tokenizer_of(wildcards)] if model_of(wildcards).tokenizer else files
+
+
+def override_files(wildcards):
+    """The files of a tokenizer that has a local folder of its own."""
+    return tokenizer_files(model_of(wildcards), MODELS[wildcards.model])
+
+
+# Batches ------------------------------------------------------------------------------------------------------
+
+
+@cache
+def read_index(path, mtime):
+    return read_json(path)["batches"]
+
+
+def index_file(wildcards):
+    """`prompts/index.json`; what asks for it is looked at again once the checkpoint has run."""
+    return checkpoints.index_prompts.get().output[0]
+
+
+def batches(wildcards):
+    """{batch: hash and counts} of the index."""
+    path = Path(index_file(wildcards))
+    return read_index(path, path.stat().st_mtime_ns)
+
+
+def rows(wildcards):
+    """The hash of a batch's rows: what a batch's jobs depend on, rather than the index's date."""
+    return batches(wildcards).get(wildcards.batch, {}).get("hash", "no such batch")
+
+
+def counts(wildcards):
+    """One hash of all that the ledger takes from the index."""
+    return digest(batches(wildcards))
+
+
+def index_digest(wildcards):
+    """One hash of the whole index."""
+    return digest(read_json(index_file(wildcards)))
+
+
+def prompt_files(wildcards):
+    return [f"{RUN}/prompts/{batch}.jsonl" for batch in batches(wildcards)]
+
+
+def completion_files(wildcards):
+    return [f"{RUN}/completions/{batch}.parquet" for batch in batches(wildcards)]
+
+
+# Stages and scores --------------------------------------------------------------------------------------------
+
+
+def stage_settings(wildcards):
+    return settings(RECIPE.stages[wildcards.stage])
+
+
+def init_of(wildcards):
+    return params_of(RECIPE.stages[wildcards.stage].init)
+
+
+def training_data(wildcards):
+    """A stage's data: the dataset's folder, or the prompt files with the original answers."""
+    original = RECIPE.stages[wildcards.stage].data == "original"
+    return prompt_files(wildcards) if original else f"{RUN}/dataset"
+
+
+def length_of(wildcards):
+    """The longest example that a stage trains on, in tokens."""
+    return RECIPE.stages[wildcards.stage].max_length or RECIPE.generation.max_target_length
+
+
+def answer_lengths(wildcards):
+    """Of the generation's settings those that evaluation shares: a changed temperature is none of its business."""
+    return RECIPE.generation.model_dump_json(include={"max_prefill_length", "max_target_length"})

@@ -1,0 +1,65 @@
+"""Scores on held-out prompts.
+
+in:  params/ of teacher, student before and every stage; the recipe's held-out prompts
+out: evaluation/{scored}.json, summary.json
+"""
+
+
+rule evaluate:
+    input:
+        params=lambda w: params_of(w.scored),
+        data=FILES["evaluation"],
+    output:
+        "<run>/evaluation/{scored}.json",
+    params:
+        evaluation=settings(RECIPE.evaluation),
+        generation=answer_lengths,
+        template=RECIPE.prompts.chat_template,
+        code=code("evaluate"),
+    log:
+        "<logs>/evaluate/{scored}.log",
+    benchmark:
+        "<benchmarks>/evaluate/{scored}.tsv"
+    threads: 1
+    resources:
+        accelerator=1,
+    message:
+        "evaluate {wildcards.scored}"
+    shell:
+        '"$PYTHON" "$SCRIPTS"/evaluate.py'
+        " --params {input.params:q}"
+        " --name {wildcards.scored:q}"
+        " --evaluation {params.evaluation:q}"
+        " --generation {params.generation:q}"
+        " --template {params.template}"
+        " --out {output:q}"
+        " 2>&1 | tee -i {log:q} >&2"
+
+
+rule summarize:
+    input:
+        expand("<run>/evaluation/{scored}.json", scored=SCORED),
+    output:
+        "<run>/summary.json",
+    params:
+        run=RECIPE.run,
+        teacher=RECIPE.teacher,
+        student=RECIPE.student,
+        stages=[f"--stage={stage}" for stage in RECIPE.stages],
+        code=code("summarize"),
+    log:
+        "<logs>/summarize.log",
+    benchmark:
+        "<benchmarks>/summarize.tsv"
+    threads: 1
+    message:
+        "add up the scores"
+    shell:
+        '"$PYTHON" "$SCRIPTS"/summarize.py'
+        " --run {params.run:q}"
+        " --teacher {params.teacher:q}"
+        " --student {params.student:q}"
+        " {params.stages:q}"
+        " --out {output:q}"
+        " {input:q}"
+        " 2>&1 | tee -i {log:q} >&2"

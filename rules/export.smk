@@ -1,0 +1,26 @@
+"""Students as Hugging Face folders.
+
+in:  students/{stage}/params/
+out: export/{stage}/
+"""
+
+
+rule export_checkpoint:
+    input:
+        "<run>/students/{stage}/params",
+    output:
+        directory("<run>/export/{stage}"),
+    params:
+        code=code("export_checkpoint"),
+    log:
+        "<logs>/export_checkpoint/{stage}.log",
+    benchmark:
+        "<benchmarks>/export_checkpoint/{stage}.tsv"
+    threads: 1
+    message:
+        "export {wildcards.stage}"
+    shell:
+        '"$PYTHON" "$SCRIPTS"/export_checkpoint.py'
+        " --params {input:q}"
+        " --out {output:q}"
+        " 2>&1 | tee -i {log:q} >&2"

@@ -1,0 +1,88 @@
+"""Before and after a run: stale locks, the recipe as last run, what came out, what went wrong."""
+
+import fcntl
+import logging
+import time
+
+import yaml
+
+from distill.files import replacing
+
+STARTED = time.time()
+
+
+def break_stale_locks():
+    """A Snakemake that was killed leaves its locks; remove them when no other one is alive in this folder.
+
+    Every Snakemake holds a shared lock of the operating system, which goes with its process, on one file. Who
+    gets it exclusively is alone, so that all locks of Snakemake's own are of the dead.
+    """
+    folder = Path(".snakemake")
+    folder.mkdir(exist_ok=True)
+    alive = (folder / "alive").open("w")
+    try:
+        fcntl.lockf(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for stale in (folder / "locks").glob("*.lock"):
+            stale.unlink(missing_ok=True)
+    except OSError:
+        pass  # another one is alive, or the disk knows no locks
+    try:
+        fcntl.lockf(alive, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        pass
+    return alive  # the lock lasts as long as the open file
+
+
+if workflow.is_main_process:
+    ALIVE = break_stale_locks()
+
+
+class Terse(logging.Filter):
+    """Leaves out what the scheduler says about itself; the whole is in .snakemake/log, and with --verbose."""
+
+    def filter(self, record):
+        finished = getattr(getattr(record, "event", None), "name", "") == "JOB_FINISHED"
+        return not (finished or str(record.msg).startswith(("Select jobs to execute", "Execute ")))
+
+
+if not workflow.output_settings.verbose:
+    for handler in logging.getLogger("snakemake.logging").handlers:
+        handler.addFilter(Terse())
+
+
+def keep_recipe():
+    """Write the recipe as last run beside its results; the same one leaves the file alone."""
+    given = RECIPE.model_dump(mode="json", exclude_unset=True)
+    text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+    kept = RECIPE.folder / "recipe.yaml"
+    if not kept.exists() or kept.read_text(encoding="utf-8") != text:
+        with replacing(kept) as tmp:
+            tmp.write_text(text, encoding="utf-8")
+
+
+def print_outcome():
+    page, summary = RECIPE.folder / "report.html", RECIPE.folder / "summary.json"
+    if not page.exists():
+        return
+    print(f"\nDone: {page}", file=sys.stderr)
+    if summary.exists():
+        for name, score in read_json(summary)["models"].items():
+            print(score_line(name, score), file=sys.stderr)
+
+
+def score_line(name, score):
+    parts = []
+    if score["exact_match"] is not None:
+        parts.append(f"exact match {score['exact_match']:7.1%}")
+    if score["nll"] is not None:
+        parts.append(f"NLL {score['nll']:.3f}")
+    return f"  {name:16} {'   '.join(parts)}"
+
+
+def print_errors():
+    """Repeat the jobs' own `error:` lines at the end, where they are looked for."""
+    logs = [log for log in (RECIPE.folder / "logs").rglob("*.log") if log.stat().st_mtime >= STARTED]
+    for log in sorted(logs, key=lambda log: log.stat().st_mtime):
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("error: "):
+                print(f"\n{line}\n  (from {log})", file=sys.stderr)

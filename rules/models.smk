@@ -1,0 +1,95 @@
+"""Checkpoints.
+
+in:  a Hub id, a Hugging Face folder, or a params folder such as another run's student (taken as it is)
+out: models/{model}/params/ of each, and compatibility.json of teacher and student
+"""
+
+
+# A pinned snapshot is what it is: with a digest of code, an edit to the client would rerun all that follows.
+rule download:
+    output:
+        directory("<models>/{model}/source"),
+    params:
+        model=model_settings,
+    log:
+        "<logs>/download/{model}.log",
+    benchmark:
+        "<benchmarks>/download/{model}.tsv"
+    threads: 1
+    message:
+        "download {wildcards.model}"
+    shell:
+        '"$PYTHON" "$SCRIPTS"/download.py'
+        " --model {params.model:q}"
+        " --out {output:q}"
+        " 2>&1 | tee -i {log:q} >&2"
+
+
+rule download_tokenizer:
+    input:
+        override_files,
+    output:
+        directory("<models>/{model}/tokenizer"),
+    params:
+        model=model_settings,
+    log:
+        "<logs>/download_tokenizer/{model}.log",
+    benchmark:
+        "<benchmarks>/download_tokenizer/{model}.tsv"
+    threads: 1
+    message:
+        "download the tokenizer of {wildcards.model}"
+    shell:
+        '"$PYTHON" "$SCRIPTS"/download_tokenizer.py'
+        " --model {params.model:q}"
+        " --out {output:q}"
+        " 2>&1 | tee -i {log:q} >&2"
+
+
+rule import_checkpoint:
+    input:
+        source_files,
+    output:
+        directory("<models>/{model}/params"),
+    params:
+        source=source_of,
+        tokenizer=tokenizer_of,
+        model=model_settings,
+        code=code("import_checkpoint"),
+    log:
+        "<logs>/import_checkpoint/{model}.log",
+    benchmark:
+        "<benchmarks>/import_checkpoint/{model}.tsv"
+    threads: 1
+    message:
+        "import {wildcards.model}"
+    shell:
+        '"$PYTHON" "$SCRIPTS"/import_checkpoint.py'
+        " --source {params.source:q}"
+        " --tokenizer {params.tokenizer:q}"
+        " --model {params.model:q}"
+        " --out {output:q}"
+        " 2>&1 | tee -i {log:q} >&2"
+
+
+rule check_pair:
+    input:
+        teacher=params_of(RECIPE.teacher),
+        student=params_of(RECIPE.student),
+    output:
+        "<run>/compatibility.json",
+    params:
+        code=code("check_pair"),
+    log:
+        "<logs>/check_pair.log",
+    benchmark:
+        "<benchmarks>/check_pair.tsv"
+    threads: 1
+    message:
+        "compare the tokenizers of teacher and student"
+    shell:
+        '"$PYTHON" "$SCRIPTS"/check_pair.py'
+        " --teacher {input.teacher:q}"
+        " --student {input.student:q}"
+        " --out {output:q}"
+        " 2>&1 | tee -i {log:q} >&2"

@@ -1,0 +1,36 @@
+"""The page to read.
+
+in:  all that a run left: scores, ledger, training curves, completions
+out: report.html
+"""
+
+
+rule report:
+    input:
+        compatibility="<run>/compatibility.json",
+        index=ancient(index_file),
+        completions=completion_files,
+        dataset="<run>/dataset",
+        metrics=expand("<run>/students/{stage}/metrics.jsonl", stage=RECIPE.stages),
+        scores=expand("<run>/evaluation/{scored}.json", scored=SCORED),
+        summary="<run>/summary.json" if SCORED else [],
+    output:
+        html=report("<run>/report.html", caption="captions/report.rst", category="Report"),
+    params:
+        run=lambda w, output: Path(output.html).parent,
+        recipe=settings(RECIPE),
+        index=index_digest,
+        code=code("report"),
+    log:
+        "<logs>/report.log",
+    benchmark:
+        "<benchmarks>/report.tsv"
+    threads: 1
+    message:
+        "write the report"
+    shell:
+        '"$PYTHON" "$SCRIPTS"/report.py'
+        " --run {params.run:q}"
+        " --recipe {params.recipe:q}"
+        " --out {output:q}"
+        " 2>&1 | tee -i {log:q} >&2"

@@ -1,0 +1,36 @@
+"""Filter the teacher's completions and write the training set."""
+
+from pathlib import Path
+
+import click
+
+from distill.config import Dataset, Model
+from distill.data.assemble import CardFacts, assemble
+from distill.errors import explained
+from distill.files import read_json
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command(help=__doc__)
+@click.option("--completions", type=PATH, required=True, help="folder of the batches' files")
+@click.option("--index", type=PATH, required=True, help="prompts/index.json")
+@click.option("--dataset", required=True, help="the dataset's settings, JSON")
+@click.option("--num-generations", type=int, required=True, help="samples that a prompt was asked for")
+@click.option("--run", required=True, help="the run's name, for the card")
+@click.option("--teacher", required=True, help="the teacher's settings, JSON, for the card")
+@click.option("--out", type=PATH, required=True, help="dataset folder to make")
+def main(
+    completions: Path, index: Path, dataset: str, num_generations: int, run: str, teacher: str, out: Path
+) -> None:
+    with explained():
+        wanted, model = Dataset.model_validate_json(dataset), Model.model_validate_json(teacher)
+        facts = CardFacts(run, model.source, model.revision, wanted.license)
+        known = read_json(index)
+        files = [completions / f"{batch}.parquet" for batch in known["batches"]]
+        ledger = assemble(files, known, wanted, num_generations, facts, out)
+        click.echo(ledger.summary())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Train one stage's student."""
+
+from pathlib import Path
+
+import click
+
+from distill.config import Stage
+from distill.errors import explained
+from distill.parallel.runtime import start
+from distill.training.loop import train
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("--init", type=PATH, required=True, help="params folder to start from")
+@click.option("--stage", required=True, help="the stage's settings, JSON")
+@click.option("--name", required=True, help="the stage's name")
+@click.option("--template", type=click.Choice(["tokenizer", "none"]), required=True, help="chat template")
+@click.option("--max-length", type=int, required=True, help="longer examples are dropped, in tokens")
+@click.option("--folder", type=PATH, required=True, help="the student's folder")
+@click.argument("data", type=PATH, nargs=-1, required=True)
+def main(
+    init: Path, stage: str, name: str, template: str, max_length: int, folder: Path, data: tuple[Path]
+) -> None:
+    """Train one stage's student on DATA: a dataset folder, or prompt files with the original answers."""
+    with explained():
+        start()
+        if data[0].is_dir():
+            data = sorted(data[0].glob("data/*.parquet"))
+        settings = Stage.model_validate_json(stage)
+        train(init, list(data), folder, settings, name, template=template, max_length=max_length)
+
+
+if __name__ == "__main__":
+    main()
