@@ -1,0 +1,1 @@
+"""Completions in, training data out: schema, filters, ledger, dataset card, masks, batches."""

@@ -1,0 +1,148 @@
+"""The teacher's completions as Parquet: columns, metadata, and readers that check the metadata first."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distill import SCHEMA_VERSION
+from distill.errors import DistillError
+from distill.files import replacing
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+COMPLETIONS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("sample", pa.int32()),
+        ("prompt", MESSAGES),
+        ("completion", MESSAGES),
+        ("messages", MESSAGES),
+        ("prompt_token_ids", pa.list_(pa.int32())),
+        ("completion_token_ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("finish_reason", pa.string()),
+        ("reference", pa.string()),
+    ]
+)
+"""One row a sample. `completion` is one assistant message, `messages` is `prompt` and `completion`;
+`completion_token_ids` includes the EOS that ended it; `logprobs` are of the model's own, untempered
+distribution, one a completion token; `finish_reason` is stop or length; only `reference` may be null."""
+
+PREFIX = "distill."
+
+
+@dataclass(frozen=True)
+class CompletionsMetadata:
+    """Where completions came from: digest of the teacher, hash of its tokenizer, generation settings."""
+
+    teacher: str
+    tokenizer_hash: str
+    sampling: dict[str, Any]
+    seed: int
+    schema_version: int = SCHEMA_VERSION
+
+    def encode(self) -> dict[str, str]:
+        """As Parquet keeps it, the same for equal metadata."""
+        return {
+            f"{PREFIX}schema_version": str(self.schema_version),
+            f"{PREFIX}teacher": self.teacher,
+            f"{PREFIX}tokenizer_hash": self.tokenizer_hash,
+            f"{PREFIX}sampling": json.dumps(self.sampling, sort_keys=True),
+            f"{PREFIX}seed": str(self.seed),
+        }
+
+
+def write_completions(out: Path, rows: Sequence[dict[str, Any]], metadata: CompletionsMetadata) -> None:
+    """Write one batch, in one rename. Equal rows and metadata give equal bytes."""
+    for row in rows:
+        _check_row(row)
+    table = pa.Table.from_pylist(list(rows), schema=COMPLETIONS.with_metadata(metadata.encode()))
+    with replacing(out) as tmp:
+        pq.write_table(table, tmp, compression="zstd", write_page_checksum=True)
+
+
+def read_completions(
+    path: Path,
+    *,
+    teacher: str | None = None,
+    tokenizer_hash: str | None = None,
+    sampling: dict[str, Any] | None = None,
+    columns: list[str] | None = None,
+) -> tuple[pa.Table, CompletionsMetadata]:
+    """Read one batch, or some `columns` of it. What is expected of its metadata is checked first."""
+    path = Path(path)
+    if not path.is_file():
+        raise DistillError(f"completions {path} do not exist")
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            schema = file.schema_arrow
+            metadata = _metadata(path, schema)
+            expected = {"teacher": teacher, "tokenizer_hash": tokenizer_hash, "sampling": sampling}
+            for name, value in expected.items():
+                if value is not None and (found := getattr(metadata, name)) != value:
+                    raise DistillError(
+                        f"completions {path}: {name} is {_short(found)}, {_short(value)} is expected: "
+                        "delete the file, and the next run makes it again"
+                    )
+            table = file.read(columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DistillError(
+            f"completions {path} are damaged ({reason}): delete the file, and the next run makes it again"
+        ) from None
+    return table, metadata
+
+
+def _metadata(path: Path, schema: pa.Schema) -> CompletionsMetadata:
+    """Decode and check what does not depend on the reader: version, completeness, columns."""
+    found = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    version = found.get(f"{PREFIX}schema_version")
+    if version is None:
+        raise DistillError(f"completions {path} have no {PREFIX}schema_version: the file is not one of ours")
+    if version != str(SCHEMA_VERSION):
+        raise DistillError(
+            f"completions {path} have schema version {version}, this distill reads {SCHEMA_VERSION}: "
+            "delete the file, or use the distill that wrote it"
+        )
+    try:
+        metadata = CompletionsMetadata(
+            teacher=found[f"{PREFIX}teacher"],
+            tokenizer_hash=found[f"{PREFIX}tokenizer_hash"],
+            sampling=json.loads(found[f"{PREFIX}sampling"]),
+            seed=int(found[f"{PREFIX}seed"]),
+        )
+    except (KeyError, ValueError) as error:
+        raise DistillError(f"completions {path} have broken metadata ({error}): delete the file") from None
+    wrong = [
+        f"{field.name} {field.type}"
+        for field in COMPLETIONS
+        if field.name not in schema.names or schema.field(field.name).type != field.type
+    ]
+    if wrong:
+        raise DistillError(f"completions {path} lack {', '.join(wrong)}: delete the file")
+    return metadata
+
+
+def _check_row(row: dict[str, Any]) -> None:
+    """Arrow fills what is missing with null and drops what it does not know: a fault of ours stops here."""
+    name = f"{row.get('prompt_id')} sample {row.get('sample')}"
+    if set(row) != set(COMPLETIONS.names):
+        raise ValueError(f"row {name} has columns {sorted(row)}, not {sorted(COMPLETIONS.names)}")
+    if null := [column for column, value in row.items() if value is None and column != "reference"]:
+        raise ValueError(f"row {name} has no {', '.join(null)}")
+    if row["finish_reason"] not in ("stop", "length"):
+        raise ValueError(f"row {name}: finish_reason is {row['finish_reason']!r}, not stop or length")
+    if len(row["logprobs"]) != len(row["completion_token_ids"]):
+        raise ValueError(
+            f"row {name} has {len(row['logprobs'])} logprobs for {len(row['completion_token_ids'])} tokens"
+        )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return text if len(text) <= 16 or not isinstance(value, str) else f"{text[:16]}…"
