@@ -1,0 +1,216 @@
+"""From completions to a folder that `load_dataset` reads, with a ledger in which every sample is found."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from distill.config import Dataset
+from distill.data.assemble import assemble
+from distill.data.card import CardFacts
+from distill.data.schema import CompletionsMetadata, write_completions
+from distill.errors import DistillError
+from distill.files import file_digest
+
+METADATA = CompletionsMetadata("ab" * 32, "cd" * 32, {"num_generations": 2, "slots": 64}, 7)
+FACTS = CardFacts("demo", "acme/teacher", "c0ffee", None)
+Answer = tuple[str, str]  # text, finish_reason
+
+
+def batch(
+    folder: Path, name: str, answers: dict[str, list[Answer]], metadata: CompletionsMetadata = METADATA
+) -> Path:
+    """A completions file: the answers to each prompt; every reference is `four`."""
+    rows = []
+    for prompt_id, samples in answers.items():
+        for sample, (text, finish_reason) in enumerate(samples):
+            prompt, completion = (
+                [{"role": "user", "content": prompt_id}],
+                [{"role": "assistant", "content": text}],
+            )
+            rows.append({
+                "prompt_id": prompt_id, "sample": sample, "prompt": prompt, "completion": completion,
+                "messages": prompt + completion, "prompt_token_ids": [1], "completion_token_ids": [2],
+                "logprobs": [-1.0], "finish_reason": finish_reason, "reference": "four",
+            })  # fmt: skip
+    path = folder / f"{name}.parquet"
+    write_completions(path, rows, metadata)
+    return path
+
+
+def index(**kept: int) -> dict:
+    """index.json of batches that lost one prompt each."""
+    source = {"source": "acme/prompts", "config": None, "split": "train", "commit": "f" * 40}
+    batches = {
+        name: {"hash": "", "read": n + 1, "kept": n, "dropped": {"overlong": 1}} for name, n in kept.items()
+    }
+    return {"schema": 1, "source": source, "batches": batches}
+
+
+GOOD = {"p0": [("four", "stop"), ("five", "stop")], "p1": [("four", "stop"), ("four", "stop")]}
+POOR = {"p2": [("four", "length"), (" \n", "stop")]}
+
+
+def build(folder: Path, *, generations: int = 2, facts: CardFacts = FACTS, **options: object):
+    paths = [batch(folder, "0000", GOOD), batch(folder, "0001", POOR)]
+    found = index(**{"0000": 2, "0001": 1})
+    return assemble(paths, found, Dataset(**options), generations, facts, folder / "dataset")
+
+
+def read_rows(dataset: Path) -> list[dict]:
+    return [row for path in sorted((dataset / "data").iterdir()) for row in pq.read_table(path).to_pylist()]
+
+
+def test_rows_ledger_and_summary(tmp_path: Path) -> None:
+    ledger = build(tmp_path)
+    rows = read_rows(tmp_path / "dataset")
+    assert [(row["prompt_id"], row["sample"]) for row in rows] == [("p0", 0), ("p0", 1), ("p1", 0)]
+    assert rows[1] == {
+        "prompt": [{"role": "user", "content": "p0"}],
+        "completion": [{"role": "assistant", "content": "five"}],
+        "messages": [{"role": "user", "content": "p0"}, {"role": "assistant", "content": "five"}],
+        "prompt_id": "p0",
+        "sample": 1,
+    }
+    found = json.loads((tmp_path / "dataset" / "ledger.json").read_text())
+    assert found == ledger.encode()
+    assert found == {
+        "schema": 1,
+        "num_generations": 2,
+        "prompts": {"read": 5, "kept": 3, "dropped": {"overlong": 2}},
+        "samples": {"asked": 6, "kept": 3, "dropped": {"duplicate": 1, "empty": 1, "length": 1}},
+        "batches": {
+            "0000": {
+                "prompts": {"read": 3, "kept": 2, "dropped": {"overlong": 1}},
+                "samples": {"asked": 4, "kept": 3, "dropped": {"duplicate": 1}},
+            },
+            "0001": {
+                "prompts": {"read": 2, "kept": 1, "dropped": {"overlong": 1}},
+                "samples": {"asked": 2, "kept": 0, "dropped": {"empty": 1, "length": 1}},
+            },
+        },
+    }
+
+
+def test_load_dataset_reads_the_folder(tmp_path: Path) -> None:
+    import datasets
+
+    build(tmp_path, shard_rows=2)
+    rows = datasets.load_dataset(str(tmp_path / "dataset"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows.column_names == ["prompt", "completion", "messages", "prompt_id", "sample"]
+    assert list(rows) == read_rows(tmp_path / "dataset")
+    streamed = datasets.load_dataset(str(tmp_path / "dataset"), split="train", streaming=True)
+    assert list(streamed) == list(rows)
+    assert streamed.features == rows.features
+
+
+def test_shards_have_their_rows_and_know_how_many_they_are(tmp_path: Path) -> None:
+    build(tmp_path, shard_rows=2, keep_length=True, keep_duplicates=True)
+    shards = sorted((tmp_path / "dataset" / "data").iterdir())
+    assert [path.name for path in shards] == [f"train-{i:05d}-of-00003.parquet" for i in range(3)]
+    assert [pq.read_metadata(path).num_rows for path in shards] == [2, 2, 1]
+    assert pq.read_metadata(shards[0]).row_group(0).column(0).compression == "ZSTD"
+
+
+def test_the_verifier_keeps_what_is_right(tmp_path: Path) -> None:
+    ledger = build(tmp_path, verifier={"name": "exact_match"})
+    assert ledger.samples.dropped == {"wrong": 1, "duplicate": 1, "length": 1, "empty": 1}
+
+
+def test_the_card_has_front_matter_counts_and_origin(tmp_path: Path) -> None:
+    build(tmp_path)
+    card = (tmp_path / "dataset" / "README.md").read_text()
+    _, front, body = card.split("---\n", 2)
+    values = yaml.safe_load(front)
+    assert "license" not in values
+    assert values["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
+    assert values["dataset_info"]["splits"] == [{"name": "train", "num_examples": 3}]
+    facts = [
+        "`acme/teacher` at revision `c0ffee`", METADATA.teacher, "acme/prompts", "f" * 40, '"slots": 64',
+        "seed 7", "unknown: see those of the teacher", "| went in | 5 | 6 |",
+        "| dropped: overlong | 2 |  |", "| dropped: empty |  | 1 |", "| kept | 3 | 3 |",
+    ]  # fmt: skip
+    assert [fact for fact in facts if fact not in body] == []
+    build(tmp_path, facts=CardFacts("demo", "acme/teacher", None, "apache-2.0"))
+    card = (tmp_path / "dataset" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "apache-2.0"
+    assert "None" not in card
+
+
+def test_the_same_completions_give_the_same_bytes(tmp_path: Path) -> None:
+    digests = []
+    for _ in range(2):
+        build(tmp_path)
+        files = [path for path in (tmp_path / "dataset").rglob("*") if path.is_file()]
+        digests.append({path.name: file_digest(path) for path in files})
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == 3
+
+
+def test_nothing_left_is_an_error_with_the_counts_and_no_folder(tmp_path: Path) -> None:
+    path = batch(tmp_path, "0001", POOR)
+    complaint = r"no sample is left .*2 asked, 0 kept, dropped: empty 1, length 1\): raise max_target_length"
+    with pytest.raises(DistillError, match=complaint):
+        assemble([path], index(**{"0001": 1}), Dataset(), 2, FACTS, tmp_path / "dataset")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["0001.parquet"]
+
+
+def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
+    paths = [batch(tmp_path, "0000", GOOD), batch(tmp_path, "0001", POOR)]
+    out = tmp_path / "dataset"
+    with pytest.raises(DistillError, match="batches 0001 are in the prompt index or among the completions"):
+        assemble(paths, index(**{"0000": 2}), Dataset(), 2, FACTS, out)
+    with pytest.raises(
+        DistillError, match=r"0001\.parquet have 2 samples, not 2 prompts × 2: delete the file"
+    ):
+        assemble(paths, index(**{"0000": 2, "0001": 2}), Dataset(), 2, FACTS, out)
+    other = CompletionsMetadata("ef" * 32, METADATA.tokenizer_hash, METADATA.sampling, METADATA.seed)
+    batch(tmp_path, "0001", POOR, other)
+    with pytest.raises(DistillError, match=r"0001\.parquet were made otherwise than the first batch"):
+        assemble(paths, index(**{"0000": 2, "0001": 1}), Dataset(), 2, FACTS, out)
+    assert not out.exists()
+
+
+ANSWER = st.tuples(st.sampled_from(["four", "five", " "]), st.sampled_from(["stop", "length"]))
+ANSWERS = st.lists(st.lists(ANSWER, min_size=2, max_size=2), max_size=4)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ANSWERS, min_size=1, max_size=3), st.booleans(), st.booleans(), st.integers(1, 5))
+def test_every_sample_is_in_a_shard_or_in_the_ledger(
+    tmp_path: Path, batches: list, keep_length: bool, verified: bool, shard_rows: int
+) -> None:
+    paths = [
+        batch(tmp_path, f"{i:04d}", {f"p{i}{j}": pair for j, pair in enumerate(answers)})
+        for i, answers in enumerate(batches)
+    ]
+    options = {"keep_length": keep_length, "shard_rows": shard_rows} | (
+        {"verifier": {"name": "exact_match"}} if verified else {}
+    )
+    found = index(**{path.stem: len(answers) for path, answers in zip(paths, batches, strict=True)})
+    everything = [
+        (f"p{i}{j}", text, finish_reason)
+        for i, answers in enumerate(batches)
+        for j, pair in enumerate(answers)
+        for text, finish_reason in pair
+    ]
+    wanted = {
+        (prompt, text)
+        for prompt, text, finish_reason in everything
+        if text.strip() and (keep_length or finish_reason == "stop") and (not verified or text == "four")
+    }
+    if not wanted:
+        with pytest.raises(DistillError, match="no sample is left"):
+            assemble(paths, found, Dataset(**options), 2, FACTS, tmp_path / "dataset")
+        return
+    samples = assemble(paths, found, Dataset(**options), 2, FACTS, tmp_path / "dataset").samples
+    rows = read_rows(tmp_path / "dataset")
+    assert samples.total == len(everything)
+    assert samples.total - samples.kept == sum(samples.dropped.values())
+    assert samples.kept == len(rows)
+    assert Counter((row["prompt_id"], row["completion"][0]["content"]) for row in rows) == Counter(wanted)
