@@ -1,0 +1,96 @@
+"""Conversations as training examples: token ids and what of them is learned, in flat arrays."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+
+import numpy as np
+
+from distill.errors import DistillError
+from distill.text.chat import Messages, Template, examples_tokens
+from distill.text.tokenizer import Tokenizer
+
+CHUNK = 1024  # conversations tokenized in one go
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Example i is `ids[offsets[i]:offsets[i + 1]]`, with `mask` 1 where a token is learned.
+
+    `dropped` counts what did not become an example: overlong, nothing_to_learn.
+    """
+
+    ids: np.ndarray
+    mask: np.ndarray
+    offsets: np.ndarray
+    dropped: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (int32) and mask (uint8) of example i."""
+        part = slice(self.offsets[i], self.offsets[i + 1])
+        return self.ids[part], self.mask[part]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def learned(self) -> np.ndarray:
+        """Tokens of each example that are targets with mask 1: its first token never is one."""
+        mask = self.mask.astype(np.int64)
+        mask[self.offsets[:-1]] = 0
+        return np.add.reduceat(mask, self.offsets[:-1])
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over the arrays."""
+        total = hashlib.sha256()
+        for array in (self.ids, self.mask, self.offsets):
+            total.update(np.ascontiguousarray(array).tobytes())
+        return total.hexdigest()
+
+
+def training_examples(
+    conversations: Iterable[Messages], tokenizer: Tokenizer, template: Template, max_length: int
+) -> Examples:
+    """Tokenize conversations of which the last turn, the assistant's, is learned.
+
+    Dropped and counted: one of more than `max_length` tokens (it would lose its end), one that does not end
+    with an assistant turn with text in it. None left is a `DistillError`.
+    """
+    dropped: Counter[str] = Counter()
+    ids: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    longest = 0
+    rest = iter(conversations)
+    while chunk := list(islice(rest, CHUNK)):
+        usable = [messages for messages in chunk if _answered(messages)]
+        dropped["nothing_to_learn"] += len(chunk) - len(usable)
+        for tokens, mask in examples_tokens(tokenizer, usable, template):
+            longest = max(longest, len(tokens))
+            if len(tokens) > max_length:
+                dropped["overlong"] += 1
+            elif not any(mask[1:]):  # the first token is never a target
+                dropped["nothing_to_learn"] += 1
+            else:
+                ids.append(np.asarray(tokens, np.int32))
+                masks.append(np.asarray(mask, np.uint8))
+    dropped = +dropped
+    if not ids:
+        counts = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items())) or "no rows"
+        raise DistillError(
+            f"no example is left to train on ({counts}; the longest has {longest} tokens, max_length is "
+            f"{max_length}): raise the stage's max_length, or look at its data"
+        )
+    offsets = np.cumsum([0, *(len(tokens) for tokens in ids)], dtype=np.int64)
+    return Examples(np.concatenate(ids), np.concatenate(masks), offsets, dict(sorted(dropped.items())))
+
+
+def _answered(messages: Messages) -> bool:
+    return len(messages) > 1 and messages[-1]["role"] == "assistant" and bool(messages[-1]["content"].strip())
