@@ -80,6 +80,16 @@ def test_what_is_left_out_has_its_reason_in_its_own_batch(tmp_path: Path, tokeni
     assert [batch["kept"] for batch in found["batches"].values()] == [2, 1]
 
 
+def test_the_first_of_equal_prompts_in_the_source_is_kept_whatever_the_shuffle(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    rows = [{"prompt": f"t{i // 4}", "completion": str(i)} for i in range(16)]
+    for seed in (None, 0, 1, 2):
+        _, written = index(tmp_path, tokenizer, rows, batch_size=2, shuffle_seed=seed, shuffle_block=4)
+        kept = sorted(int(row["original"]) for rows in written.values() for row in rows)
+        assert kept == [0, 4, 8, 12]
+
+
 def test_an_overlong_prompt_can_fail_and_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
     rows = rows_of(["short", "x " * 40])
     name = prompt_id([{"role": "user", "content": "x " * 40}])
