@@ -199,8 +199,7 @@ class Evaluation(Source):
 
     limit: int | None = Field(None, gt=0, description="use the first rows only")
     batch_size: int = Field(64, gt=0)
-    max_prefill_length: int | None = Field(None, gt=0)
-    max_target_length: int | None = Field(None, gt=0)
+    max_target_length: int | None = Field(None, gt=0, description="generation's by default")
 
 
 class Report(Settings):
@@ -248,10 +247,9 @@ class Recipe(Settings):
         for name, stage in self.stages.items():
             if stage.init not in known:
                 raise ValueError(
-                    f"stages.{name}.init: {stage.init} is neither a model nor a stage{did_you_mean(stage.init, known)}"
+                    f"stages.{name}.init: {stage.init} is neither a model nor a stage"
+                    f"{did_you_mean(stage.init, known)}"
                 )
-            if stage.max_length is not None and stage.max_length > self.generation.max_target_length * 64:
-                raise ValueError(f"stages.{name}.max_length: {stage.max_length} is out of reach")
         for name in self.stages:
             self.lineage(name)
         if self.dataset.verifier and self.prompts.reference is None and self.prompts.completion is None:

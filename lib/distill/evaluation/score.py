@@ -17,6 +17,7 @@ from distill.files import write_json
 from distill.generation.engine import Engine, Request, Result
 from distill.models import decoder
 from distill.models.config import ModelConfig
+from distill.parallel import runtime
 from distill.text.chat import Template, examples_tokens, prompt_id, prompts_tokens
 from distill.text.sources import Conversation, read_conversations
 from distill.text.tokenizer import Tokenizer, load_tokenizer
@@ -32,11 +33,14 @@ def evaluate(
     nll: mean over all tokens of the references, EOS included, of −log p in nats. Both are null where no
     prompt has a reference.
     """
+    runtime.start()
     info, tokenizer = read_info(params), load_tokenizer(params / "tokenizer")
     config, weights = load_weights(params)
     held_out = read_conversations(settings, settings.limit)
     prompts = prompts_tokens(tokenizer, [row.messages for row in held_out], template)
-    results = _greedy(config, weights, prompts, settings, generation, info.eos_ids, info.real_vocab, name)
+    results = _greedy(
+        config, weights, held_out, prompts, settings, generation, info.eos_ids, info.real_vocab, name
+    )
     scored = [i for i, row in enumerate(held_out) if row.reference is not None]
     sums, tokens = np.zeros(len(held_out)), np.zeros(len(held_out))
     if scored:
@@ -79,6 +83,7 @@ def evaluate(
 def _greedy(
     config: ModelConfig,
     weights: decoder.Params,
+    held_out: Sequence[Conversation],
     prompts: Sequence[list[int]],
     settings: Evaluation,
     generation: Generation,
@@ -86,13 +91,12 @@ def _greedy(
     real_vocab: int,
     name: str,
 ) -> list[Result]:
-    longest = settings.max_prefill_length or generation.max_prefill_length
     limit = min(settings.max_target_length or generation.max_target_length, config.max_positions)
-    for i, prompt in enumerate(prompts):
-        if len(prompt) > longest or len(prompt) >= limit:
+    for row, prompt in zip(held_out, prompts, strict=True):
+        if len(prompt) >= limit:
             raise DistillError(
-                f"{name}: held-out prompt {i} has {len(prompt)} tokens, max_prefill_length is {longest}, the "
-                f"target length {limit}: raise evaluation.max_prefill_length, or shorten the held-out set"
+                f"{name}: held-out prompt {prompt_id(row.messages)} has {len(prompt)} tokens, with its answer it "
+                f"may have {limit}: raise evaluation.max_target_length, or take the prompt out"
             )
     engine = Engine(
         config,

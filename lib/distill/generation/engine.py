@@ -19,6 +19,7 @@ from distill.config import Sampling
 from distill.errors import DistillError
 from distill.generation.sampling import choose, uniforms
 from distill.models import decoder
+from distill.models.cache import empty_cache, insert
 from distill.models.config import ModelConfig
 
 STEPS = 8
@@ -72,19 +73,17 @@ class Engine:
             raise DistillError(
                 f"max_target_length is {max_length}, the model's context is {config.max_positions}: lower it"
             )
-        self.config, self.params, self.slots = config, params, slots
+        self.config, self.params, self.slots = config.reaching(max_length), params, slots
         self.max_length, self.stop_ids = max_length, frozenset(stop_ids)
         self.length = -(-(max_length + STEPS) // 32) * 32
-        self.caches = decoder.empty_cache(config, slots, self.length, params["embed"].dtype)
+        self.caches = empty_cache(config, slots, self.length, params["embed"].dtype)
         self.state = {
             "token": jnp.zeros(slots, jnp.int32),
             "position": jnp.zeros(slots, jnp.int32),
             "seed": jnp.zeros((slots, 2), jnp.uint32),
             "sample": jnp.zeros(slots, jnp.int32),
         }
-        self._prefill = jax.jit(partial(_prefill, config))
-        self._insert = jax.jit(partial(_insert, config, sampling, real_vocab), donate_argnums=(1, 2))
-        self._decode = jax.jit(partial(_decode, config, sampling, real_vocab), donate_argnums=(1, 2))
+        self.sampling, self.real_vocab = sampling, real_vocab
 
     def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, Result]]:
         """Yield (index of the request, its result), each as soon as it has ended."""
@@ -119,22 +118,34 @@ class Engine:
         lengths = np.ones(PREFILL_ROWS, np.int32)
         for prompt, row in prompts.items():
             tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
-        fresh = self._prefill(self.params, tokens, lengths)
+        fresh = _prefill(self.config, self.params, tokens, lengths)
         slots, rows, samples = (np.full(self.slots, fill, np.int32) for fill in (self.slots, 0, 0))
         seeds = np.zeros((self.slots, 2), np.uint32)
         for i, (slot, row) in enumerate(placed):
             request = running[slot].request
             slots[i], rows[i], samples[i] = slot, row, request.sample
             seeds[i] = request.seed >> 32, request.seed & 0xFFFFFFFF
-        self.caches, self.state, token, logprob = self._insert(
-            fresh, self.caches, self.state, lengths, slots, rows, seeds, samples
+        self.caches, self.state, token, logprob = _insert(
+            self.config,
+            self.sampling,
+            self.real_vocab,
+            fresh,
+            self.caches,
+            self.state,
+            lengths,
+            slots,
+            rows,
+            seeds,
+            samples,
         )
         token, logprob = np.asarray(token), np.asarray(logprob)
         for i, (slot, _) in enumerate(placed):
             self._append(running[slot], int(token[i]), float(logprob[i]))
 
     def _advance(self, running: dict[int, _Running]) -> None:
-        self.caches, self.state, tokens, logprobs = self._decode(self.params, self.caches, self.state)
+        self.caches, self.state, tokens, logprobs = _decode(
+            self.config, self.sampling, self.real_vocab, self.params, self.caches, self.state
+        )
         tokens, logprobs = np.asarray(tokens), np.asarray(logprobs)
         for slot, sample in running.items():
             for token, logprob in zip(tokens[:, slot].tolist(), logprobs[:, slot].tolist(), strict=True):
@@ -160,44 +171,37 @@ class Engine:
                 yield sample.index, Result(sample.tokens, sample.logprobs, reason)
 
 
+@partial(jax.jit, static_argnums=0)
 def _prefill(config: ModelConfig, params: decoder.Params, tokens: jax.Array, lengths: jax.Array):
     """Caches of right-padded prompts [P, T], and the logits behind each one's last token."""
     rows, bucket = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(bucket, dtype=jnp.int32)[None], tokens.shape)
-    empty = decoder.empty_cache(config, rows, bucket, params["embed"].dtype)
+    empty = empty_cache(config, rows, bucket, params["embed"].dtype, chunk=bucket)
     valid = (positions < lengths[:, None]).astype(jnp.int32)
-    hidden, caches = decoder.extend(config, params, empty, tokens, positions, valid, bucket)
+    hidden, caches = decoder.extend(config, params, empty, tokens, positions, valid)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return caches, decoder.logits(config, params, last)
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5))
 def _insert(config, sampling, real_vocab, fresh, caches, state, lengths, slots, rows, seeds, samples):
     """Copy prefilled row rows[i] to slot slots[i] (out of range: to none) and draw its first token."""
     prefilled, logits = fresh
-    caches = [
-        {
-            name: cache[name].at[slots, :, : new[name].shape[2]].set(new[name][rows], mode="drop")
-            for name in cache
-        }
-        for cache, new in zip(caches, prefilled, strict=True)
-    ]
-    position = lengths[rows]
+    caches, position = insert(caches, prefilled, slots, rows, lengths), lengths[rows]
     token, logprob = choose(sampling, logits[rows], uniforms(seeds, samples, position), real_vocab)
     new = {"token": token, "position": position, "seed": seeds, "sample": samples}
     state = {name: state[name].at[slots].set(new[name], mode="drop") for name in state}
     return caches, state, token, logprob
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5))
 def _decode(config, sampling, real_vocab, params, caches, state):
     """STEPS tokens for every slot, [STEPS, slots]; an idle slot's are not looked at."""
-    span = caches[0]["k"].shape[2]
 
     def step(carry, _):
         caches, token, position = carry
         valid = jnp.ones((token.shape[0], 1), jnp.int32)
-        hidden, caches = decoder.extend(
-            config, params, caches, token[:, None], position[:, None], valid, span
-        )
+        hidden, caches = decoder.extend(config, params, caches, token[:, None], position[:, None], valid)
         draw = uniforms(state["seed"], state["sample"], position + 1)
         token, logprob = choose(sampling, decoder.logits(config, params, hidden[:, 0]), draw, real_vocab)
         return (caches, token, position + 1), (token, logprob)

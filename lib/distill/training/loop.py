@@ -26,6 +26,7 @@ from distill.errors import DistillError
 from distill.files import replacing, write_json
 from distill.models import decoder
 from distill.models.config import ModelConfig
+from distill.parallel import runtime
 from distill.parallel.mesh import make_mesh
 from distill.text.chat import Template
 from distill.text.tokenizer import load_tokenizer
@@ -61,6 +62,7 @@ def train(
 
 def fit(init: Path, examples: Examples, folder: Path, stage: Stage, name: str) -> None:
     """`train`, on examples that are tokenized already."""
+    runtime.start()
     info = read_info(init)
     steps = stage.steps or math.ceil(stage.epochs * len(examples) / stage.batch_size)
     if stage.warmup_steps >= steps:

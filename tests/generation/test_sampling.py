@@ -1,0 +1,127 @@
+"""Draws follow the distribution they claim, and never leave it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill.config import Sampling
+from distill.generation.sampling import (
+    choose,
+    nucleus_threshold,
+    pick,
+    pick_in_blocks,
+    request_seed,
+    uniforms,
+)
+
+DRAWS = 200_000
+
+
+def draw(sampling: Sampling, logits: np.ndarray, real_vocab: int | None = None, seed: int = 0) -> np.ndarray:
+    """DRAWS tokens from one row of logits."""
+    rows = np.broadcast_to(logits, (DRAWS, len(logits)))
+    u = jax.random.uniform(jax.random.key(seed), (DRAWS, 2))
+    tokens, _ = jax.jit(lambda rows, u: choose(sampling, rows, u, real_vocab or len(logits)))(rows, u)
+    return np.asarray(tokens)
+
+
+def chi_square(tokens: np.ndarray, probabilities: np.ndarray) -> float:
+    """The statistic, in standard deviations from its mean; cells that expect under 5 draws are joined."""
+    counts, expected = np.bincount(tokens, minlength=len(probabilities)), DRAWS * probabilities
+    small = expected < 5
+    counts = np.append(counts[~small], counts[small].sum())
+    expected = np.append(expected[~small], expected[small].sum())
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    degrees = len(expected) - 1
+    return (float(((counts - expected) ** 2 / expected).sum()) - degrees) / np.sqrt(2 * degrees)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_weighted_draws_have_the_softmax_distribution(temperature: float) -> None:
+    logits = np.random.default_rng(0).normal(0, 2, 300).astype(np.float32)
+    tokens = draw(Sampling(strategy="weighted", temperature=temperature), logits)
+    assert chi_square(tokens, np.asarray(jax.nn.softmax(logits / temperature))) < 4
+
+
+def test_a_token_of_probability_1e_6_is_drawn_as_often_as_that() -> None:
+    # 400 tokens of 1e-6 each, spread over all blocks: 80 draws of 200,000 are expected.
+    probabilities = np.full(1000, 1e-6)
+    probabilities[::5] = (1 - 800e-6) / 200
+    rare = np.isin(
+        draw(Sampling(), np.log(probabilities).astype(np.float32)), np.flatnonzero(np.arange(1000) % 5)
+    )
+    assert abs(rare.sum() - 160) < 4 * np.sqrt(160)
+
+
+def test_top_k_draws_among_the_k_best() -> None:
+    logits = np.random.default_rng(1).normal(0, 1, 500).astype(np.float32)
+    tokens = draw(Sampling(strategy="topk", top_k=7), logits)
+    best = np.argsort(-logits)[:7]
+    kept = np.zeros(500)
+    kept[best] = np.asarray(jax.nn.softmax(logits[best]))
+    assert chi_square(tokens, kept) < 4
+    assert set(tokens) == set(best)
+
+
+def test_nucleus_is_the_smallest_set_that_holds_top_p() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        mass = rng.dirichlet(np.full(200, 0.1)).astype(np.float32)
+        top_p = float(rng.uniform(0.05, 0.99))
+        threshold = float(nucleus_threshold(jnp.asarray(mass)[None], top_p)[0])
+        ordered = np.sort(mass.astype(np.float64))[::-1]
+        needed = int(np.searchsorted(np.cumsum(ordered), top_p * ordered.sum() * (1 - 1e-6))) + 1
+        assert (
+            abs(int((mass >= threshold).sum()) - needed) <= 1
+        )  # float32 and float64 sums may part by a hair
+    mass = jnp.asarray([[0.5, 0.3, 0.2]])
+    assert float(nucleus_threshold(mass, 0.6)[0]) == pytest.approx(0.3)
+    assert float(nucleus_threshold(mass, 1.0)[0]) == pytest.approx(0.2)
+
+
+def test_composite_applies_temperature_before_top_k_before_top_p() -> None:
+    # At temperature 4 the three best are nearly even and top_p 0.6 takes two; at temperature 1 it takes one.
+    logits = np.log(np.asarray([0.70, 0.20, 0.08, 0.02], np.float32))
+    hot = Sampling(strategy="composite", temperature=4.0, top_k=3, top_p=0.6)
+    assert set(draw(hot, logits)) == {0, 1}
+    assert set(draw(hot.model_copy(update={"temperature": 1.0}), logits)) == {0}
+    # Without top_k the fourth would count in the mass of which top_p is a share.
+    assert set(draw(hot.model_copy(update={"top_k": 4, "top_p": 0.75}), logits)) == {0, 1, 2}
+    assert set(draw(hot.model_copy(update={"top_k": 2, "top_p": 0.75}), logits)) == {0, 1}
+
+
+def test_padded_rows_of_the_vocabulary_are_never_drawn_and_have_no_mass() -> None:
+    logits = np.zeros(300, np.float32)
+    logits[250:] = 50.0
+    for sampling in (Sampling(), Sampling(strategy="greedy"), Sampling(strategy="nucleus", top_p=0.9)):
+        assert draw(sampling, logits, real_vocab=250).max() < 250
+    _, logprob = choose(Sampling(), jnp.asarray(logits)[None], jnp.zeros((1, 2)), 250)
+    assert float(logprob[0]) == pytest.approx(-np.log(250), abs=1e-5)
+
+
+def test_the_ends_of_the_unit_interval_pick_entries_that_have_mass() -> None:
+    mass = jnp.asarray([[0.0, 0.0, 0.4, 0.0, 0.6, 0.0]])
+    last = np.nextafter(np.float32(1), np.float32(0))
+    assert [int(pick(mass, jnp.asarray([u]))[0]) for u in (0.0, 0.39, 0.41, last)] == [2, 2, 4, 4]
+    wide = jnp.zeros((1, 1000)).at[0, 300].set(0.4).at[0, 700].set(0.6)
+    ends = [int(pick_in_blocks(wide, jnp.asarray([[u, v]]))[0]) for u in (0.0, last) for v in (0.0, last)]
+    assert ends == [300, 300, 700, 700]
+
+
+def test_uniforms_depend_on_seed_sample_and_position_alone() -> None:
+    seeds = np.asarray([[1, 2], [3, 4], [1, 2]], np.uint32)
+    samples, positions = np.asarray([0, 1, 0]), np.asarray([5, 6, 7])
+    drawn = np.asarray(uniforms(seeds, samples, positions))
+    alone = [
+        np.asarray(uniforms(seeds[i : i + 1], samples[i : i + 1], positions[i : i + 1]))[0] for i in range(3)
+    ]
+    np.testing.assert_array_equal(drawn, alone)
+    assert len(np.unique(drawn)) == 6
+    assert (drawn >= 0).all()
+    assert (drawn < 1).all()
+
+
+def test_a_requests_seed_is_the_same_in_every_process() -> None:
+    assert request_seed(0, "0123456789abcdef") == 4034117403007414728
+    assert request_seed(1, "0123456789abcdef") != request_seed(0, "0123456789abcdef")
