@@ -95,8 +95,8 @@ def _greedy(
     for row, prompt in zip(held_out, prompts, strict=True):
         if len(prompt) >= limit:
             raise DistillError(
-                f"{name}: held-out prompt {prompt_id(row.messages)} has {len(prompt)} tokens, with its answer it "
-                f"may have {limit}: raise evaluation.max_target_length, or take the prompt out"
+                f"{name}: held-out prompt {prompt_id(row.messages)} has {len(prompt)} tokens, with its "
+                f"answer it may have {limit}: raise evaluation.max_target_length, or take the prompt out"
             )
     engine = Engine(
         config,
