@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from distill.models.cache import LayerCache, write
 from distill.models.config import ModelConfig
 from distill.models.layers import Norm, biased, fan_in, weight, zeros
-from distill.models.rope import rotate
-
-LayerCache = dict[str, Array]
+from distill.models.rope import Rotation, rotate
 
 
 class Attention(nnx.Module):
@@ -36,25 +35,24 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        rotation: tuple[Array, Array],
+        turn: Rotation,
         mask: Bool[Array, "B T S"],
         cache: LayerCache | None = None,
         slots: Int[Array, "B T"] | None = None,
-        *,
-        interleaved: bool = False,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         """Attend over x itself, or, with a cache, over what it holds once x is written at `slots`."""
+        interleaved = self.config.rope_interleaved
         q = biased(jnp.einsum("BTD,NHD->BTNH", x, self.q[...]), self.q_bias)
         k = biased(jnp.einsum("BTD,KHD->BTKH", x, self.k[...]), self.k_bias)
         v = biased(jnp.einsum("BTD,KHD->BTKH", x, self.v[...]), self.v_bias)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q = rotate(q, rotation, interleaved=interleaved)
-        k = rotate(k, rotation, interleaved=interleaved)
+        q = rotate(q, turn, interleaved=interleaved)
+        k = rotate(k, turn, interleaved=interleaved)
         k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
         if cache is not None:
-            cache = {"k": write(cache["k"], k, slots), "v": write(cache["v"], v, slots)}
-            k, v = (cache[name][:, :, : mask.shape[-1]] for name in ("k", "v"))
+            k, v = write(cache["k"], k, slots), write(cache["v"], v, slots)
+            cache = {"k": k, "v": v}
         attended = attend(self.config, q, k, v, mask)
         return biased(jnp.einsum("BTNH,DNH->BTD", attended, self.o[...]), self.o_bias), cache
 
@@ -82,12 +80,6 @@ def attention_weights(config: ModelConfig, scores: Array, mask: Array) -> Array:
     return jax.nn.softmax(jnp.where(mask, scores, -0.7 * jnp.finfo(jnp.float32).max), axis=-1)
 
 
-def write(cache: Float[Array, "B K S H"], new: Float[Array, "B K T H"], slots: Int[Array, "B T"]) -> Array:
-    """Put new[b, :, t] at cache[b, :, slots[b, t]]; a slot outside the cache (a pad's) is dropped."""
-    rows = jnp.arange(cache.shape[0])[:, None]
-    return cache.at[rows, :, slots].set(jnp.swapaxes(new, 1, 2), mode="drop", unique_indices=True)
-
-
 def causal_mask(
     segments: Int[Array, "B T"], window: int | Int[Array, ""] | None = None
 ) -> Bool[Array, "B T T"]:
@@ -99,12 +91,3 @@ def causal_mask(
         seen &= query - key < window
     same = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
     return (seen[None] & same) | (query == key)[None]
-
-
-def cache_mask(
-    positions: Int[Array, "B T"], span: int, window: int | Int[Array, ""] | None = None
-) -> Bool[Array, "B T S"]:
-    """Who sees whom in a cache whose slot s holds position s, for the first `span` slots."""
-    key, query = jnp.arange(span)[None, None, :], positions[:, :, None]
-    seen = key <= query
-    return seen if window is None else seen & (query - key < window)

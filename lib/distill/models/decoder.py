@@ -14,12 +14,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
-from distill.models.attention import Attention, LayerCache, cache_mask, causal_mask
+from distill.models.attention import Attention, causal_mask
+from distill.models.cache import Caches, LayerCache, cache_mask, slots_of, write_slots
 from distill.models.config import Layer, ModelConfig
 from distill.models.layers import FeedForward, Norm, weight
-from distill.models.rope import rotation
+from distill.models.mla import LatentAttention
+from distill.models.moe import MixtureOfExperts
+from distill.models.rope import Rotation, rotation, sequence_lengths
 
 Params = dict[str, Any]
 
@@ -29,18 +33,25 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, layer: Layer, rngs: nnx.Rngs):
         self.attention_norm = Norm(config, rngs)
-        self.attention = Attention(config, rngs)
+        self.attention = (LatentAttention if config.latent else Attention)(config, rngs)
         self.attention_post_norm = Norm(config, rngs) if config.post_norms else None
         self.ffn_norm = Norm(config, rngs)
-        self.ffn = FeedForward(config, rngs)
+        self.ffn = (MixtureOfExperts if layer.experts else FeedForward)(config, rngs)
         self.ffn_post_norm = Norm(config, rngs) if config.post_norms else None
 
-    def __call__(self, x, rotation, mask, cache=None, slots=None, *, interleaved=False):
-        y, cache = self.attention(
-            self.attention_norm(x), rotation, mask, cache, slots, interleaved=interleaved
-        )
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        turn: Rotation,
+        mask: Bool[Array, "B T S"],
+        cache: LayerCache | None = None,
+        slots: Int[Array, "B T"] | None = None,
+        mesh: Mesh | None = None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        y, cache = self.attention(self.attention_norm(x), turn, mask, cache, slots)
         x = x + (y if self.attention_post_norm is None else self.attention_post_norm(y))
-        y = self.ffn(self.ffn_norm(x))
+        y = self.ffn_norm(x)
+        y = self.ffn(y, mesh) if isinstance(self.ffn, MixtureOfExperts) else self.ffn(y)
         return x + (y if self.ffn_post_norm is None else self.ffn_post_norm(y)), cache
 
 
@@ -125,23 +136,25 @@ def forward(
     positions: Int[Array, "B T"] | None = None,
     *,
     remat: bool = False,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "B T D"]:
     """Hidden states behind the last norm, for whole sequences, in either layout; see `logits`.
 
     segments: 0 is padding, other numbers tell packed examples apart; all ones by default.
     positions: for RoPE, restarting in each packed example; 0, 1, 2, ... by default.
     remat: recompute each block in the backward pass instead of keeping its activations.
+    mesh: where weights and batch lie, if they are spread; only a mixture of experts needs to know.
     """
     segments = jnp.ones_like(tokens) if segments is None else segments
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
-    turns = [rotation(rope, positions) for rope in config.ropes]
+    lengths = sequence_lengths(positions, segments[:, :, None] == segments[:, None, :])
+    turns = [rotation(rope, positions, lengths) for rope in config.ropes]
     x = _embed(config, params, tokens)
 
-    def block(layer: Layer, x: Array, weights: Params, window: Any, turn: tuple[Array, Array]) -> Array:
+    def block(layer: Layer, x: Array, weights: Params, window: Any, turn: Rotation) -> Array:
         module = nnx.merge(_block(config, structure(layer))[0], nnx.State(weights))
-        mask = causal_mask(segments, window)
-        return module(x, turn, mask, interleaved=config.ropes[layer.rope].interleaved)[0]
+        return module(x, turn, causal_mask(segments, window), mesh=mesh)[0]
 
     if "layers" in params:
         for i, layer in enumerate(config.layers):
@@ -167,35 +180,27 @@ def forward(
 def extend(
     config: ModelConfig,
     params: Params,
-    caches: list[LayerCache],
+    caches: Caches,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
     valid: Int[Array, "B T"],
-    span: int,
-) -> tuple[Float[Array, "B T D"], list[LayerCache]]:
-    """Append tokens to a cache (a prompt, or one token a row) and return their hidden states.
+) -> tuple[Float[Array, "B T D"], Caches]:
+    """Append tokens to caches (a prompt, or one token a row) and return their hidden states.
 
-    positions: where each token stands, which is also its slot in the cache.
+    caches: of `models.cache.empty_cache`, with its `chunk` no less than T.
+    positions: where each token stands, one more than the one before it.
     valid: 0 for padding, which is neither written nor seen.
-    span: slots that are attended; every valid position is below it.
     """
     turns = [rotation(rope, positions) for rope in config.ropes]
+    last = jnp.max(jnp.where(valid > 0, positions, -1), axis=1)
     x, written = _embed(config, params, tokens), []
     for i, layer in enumerate(config.layers):
         module = nnx.merge(_block(config, structure(layer))[0], nnx.State(params["layers"][str(i)]))
-        length = caches[i]["k"].shape[2]
-        slots = jnp.where(valid > 0, positions, length)
-        mask = cache_mask(positions, span, layer.window)
-        interleaved = config.ropes[layer.rope].interleaved
-        x, cache = module(x, turns[layer.rope], mask, caches[i], slots, interleaved=interleaved)
+        size = slots_of(caches[i])
+        mask = cache_mask(positions, last, size, layer.window)
+        x, cache = module(x, turns[layer.rope], mask, caches[i], write_slots(positions, valid, size))
         written.append(cache)
     return _norm(config, params, x), written
-
-
-def empty_cache(config: ModelConfig, batch: int, length: int, dtype: Any) -> list[LayerCache]:
-    """A cache array a layer, [B, K, S, H] each: appending to one moves no other."""
-    shape = (batch, config.kv_heads, length, config.head_dim)
-    return [{"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)} for _ in config.layers]
 
 
 def logits(config: ModelConfig, params: Params, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:

@@ -37,8 +37,8 @@ def weight(config: ModelConfig, axes: str, start: Start, rngs: nnx.Rngs) -> nnx.
 class Norm(nnx.Module):
     """Root-mean-square normalisation (arXiv 1910.07467), computed in float32."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, axes: str = "D"):
-        self.eps, self.offset = config.norm_eps, config.norm_offset
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, axes: str = "D", *, eps: float | None = None):
+        self.eps, self.offset = config.norm_eps if eps is None else eps, config.norm_offset
         self.weight = weight(config, axes, zeros if self.offset else ones, rngs)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:

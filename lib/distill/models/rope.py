@@ -4,28 +4,30 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from distill.models.config import Rope, Scaling
 
 Rotation = tuple[Float[Array, "B T h"], Float[Array, "B T h"]]
 
 
-def frequencies(rope: Rope) -> tuple[np.ndarray, float]:
-    """Radians a position for each of width/2 pairs, and what cosine and sine are multiplied by.
+def frequencies(rope: Rope, *, long: bool = False) -> np.ndarray:
+    """Radians a position for each of width/2 pairs; `long`: of a sequence beyond the original context.
 
     theta^(-2i/width), in float32 as the reference implementations compute it, then the family's scaling.
     """
     exponent = np.arange(0, rope.width, 2, dtype=np.float32) / np.float32(rope.width)
-    plain = (np.float32(1) / np.float32(rope.theta) ** exponent).astype(np.float32)
+    period = np.float32(rope.theta) ** exponent
     scaling = rope.scaling
     if scaling is None:
-        return plain, 1.0
+        return np.float32(1) / period
     if scaling.kind == "linear":
-        return plain / np.float32(scaling.factor), 1.0
+        return np.float32(1) / period / np.float32(scaling.factor)
     if scaling.kind == "llama3":
-        return _llama3(plain, scaling), 1.0
-    raise AssertionError(scaling.kind)
+        return _llama3(np.float32(1) / period, scaling)
+    if scaling.kind == "yarn":
+        return _yarn(np.float32(1) / period, rope.theta, scaling)
+    return np.float32(1) / (np.asarray(scaling.long if long else scaling.short, np.float32) * period)
 
 
 def _llama3(plain: np.ndarray, scaling: Scaling) -> np.ndarray:
@@ -39,11 +41,67 @@ def _llama3(plain: np.ndarray, scaling: Scaling) -> np.ndarray:
     return np.where(between, blended, slowed).astype(np.float32)
 
 
-def rotation(rope: Rope, positions: Int[Array, "B T"]) -> Rotation:
-    """Cosine and sine for every position, [B, T, width/2], float32."""
-    freqs, magnitude = frequencies(rope)
-    angles = positions[..., None].astype(jnp.float32) * jnp.asarray(freqs)[None, None]
-    return jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude
+def _yarn(plain: np.ndarray, theta: float, scaling: Scaling) -> np.ndarray:
+    """YaRN (arXiv 2309.00071, section 3.2): pairs that turn often are kept, those that turn seldom slowed."""
+    width = 2 * len(plain)
+
+    def pair(rotations: float) -> float:
+        """Which pair turns so many times over the original context."""
+        return width * math.log(scaling.original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    first, last = pair(scaling.beta_fast), pair(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, width - 1)
+    last += 0.001 if first == last else 0
+    slowed = np.clip((np.arange(width // 2, dtype=np.float32) - first) / (last - first), 0, 1)
+    return (plain / scaling.factor * slowed + plain * (1 - slowed)).astype(np.float32)
+
+
+def magnitude(scaling: Scaling | None) -> float:
+    """What cosine and sine are multiplied by.
+
+    YaRN: m(mscale) / m(mscale_all_dim) with `yarn_mscale` as m, or m(1) where not both are set.
+    LongRoPE (arXiv 2402.13753): √(1 + ln factor / ln original).
+    """
+    if scaling is None or scaling.kind not in ("yarn", "longrope"):
+        return 1.0
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.kind == "longrope":
+        grown = math.log(scaling.factor) / math.log(scaling.original) if scaling.factor > 1 else 0.0
+        return math.sqrt(1 + grown)
+    if scaling.mscale and scaling.mscale_all_dim:
+        return yarn_mscale(scaling, scaling.mscale) / yarn_mscale(scaling, scaling.mscale_all_dim)
+    return yarn_mscale(scaling, 1.0)
+
+
+def yarn_mscale(scaling: Scaling, mscale: float) -> float:
+    """0.1 · mscale · ln(factor) + 1 (arXiv 2309.00071, equation 22)."""
+    return 0.1 * mscale * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+
+
+def rotation(rope: Rope, positions: Int[Array, "B T"], lengths: Int[Array, "B T"] | None = None) -> Rotation:
+    """Cosine and sine for every position, [B, T, width/2], float32.
+
+    lengths: tokens of the sequence that each position is in; only LongRoPE asks. Without it the choice
+    between long and short factors must have been made, see `ModelConfig.reaching`.
+    """
+    scaling = rope.scaling
+    radians = jnp.asarray(frequencies(rope))[None, None]
+    if scaling is not None and scaling.short != scaling.long:
+        if lengths is None:
+            raise ValueError("LongRoPE with a cache: take config.reaching(the longest sequence) first")
+        slower = jnp.asarray(frequencies(rope, long=True))[None, None]
+        radians = jnp.where((lengths > scaling.original)[..., None], slower, radians)
+    angles = positions[..., None].astype(jnp.float32) * radians
+    factor = magnitude(scaling)
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+def sequence_lengths(positions: Int[Array, "B T"], same: Bool[Array, "B T T"]) -> Int[Array, "B T"]:
+    """Tokens of the sequence that each position is in: one more than the last position of its segment."""
+    return jnp.max(jnp.where(same, positions[:, None, :], 0), axis=-1) + 1
 
 
 def rotate(x: Float[Array, "B T N H"], rotation: Rotation, *, interleaved: bool) -> Float[Array, "B T N H"]:

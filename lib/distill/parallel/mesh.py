@@ -15,7 +15,8 @@ from distill.errors import DistillError
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
 WEIGHT_RULES = {
-    "D": "fsdp", "V": "tensor", "N": "tensor", "K": "tensor", "F": "tensor", "X": "tensor", "Y": "tensor",
+    "D": "fsdp", "Q": "fsdp", "R": "fsdp",
+    "V": "tensor", "N": "tensor", "K": "tensor", "F": "tensor", "X": "tensor", "Y": "tensor",
     "E": "expert",
 }  # fmt: skip
 BATCH_AXES = ("data", "fsdp")
@@ -38,15 +39,29 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: list[jax.Device] 
     return Mesh(np.asarray(devices).reshape(sizes), tuple(shape), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def weight_sharding(mesh: Mesh, axes: str, shape: tuple[int, ...]) -> NamedSharding:
-    """Where a weight lies. An axis that its mesh axis does not divide stays whole, and so does a leading L."""
+def weight_spec(mesh: Mesh, axes: str, shape: tuple[int, ...]) -> PartitionSpec:
+    """Which mesh axis each axis of a weight is split over.
+
+    An axis that its mesh axis does not divide stays whole, and so does a leading L.
+    """
     names = axes.split()
     spec: list[str | None] = [None] * (len(shape) - len(names))
     for name, size in zip(names, shape[len(spec) :], strict=True):
         rule = WEIGHT_RULES.get(name)
         usable = rule is not None and rule not in spec and size % mesh.shape[rule] == 0
         spec.append(rule if usable else None)
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    return PartitionSpec(*spec)
+
+
+def weight_sharding(mesh: Mesh, axes: str, shape: tuple[int, ...]) -> NamedSharding:
+    """Where a weight lies."""
+    return NamedSharding(mesh, weight_spec(mesh, axes, shape))
+
+
+def batch_spec(mesh: Mesh, rows: int) -> PartitionSpec:
+    """What the rows of a batch are split over: all of `BATCH_AXES`, or nothing where they do not divide."""
+    fits = rows % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0
+    return PartitionSpec(BATCH_AXES if fits else None)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,0 +1,97 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+
+Keys and values of all heads come from one latent of R widths a position, and one rotary key of U widths;
+these two are all that a cache holds. A weight's own axes: Q the queries' latent, Z a head's key without
+position and its value (P + W).
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from distill.models.attention import attention_weights
+from distill.models.cache import LayerCache, write
+from distill.models.config import ModelConfig
+from distill.models.layers import Norm, fan_in, weight
+from distill.models.rope import Rotation, rotate
+
+LATENT_EPS = 1e-6
+"""Of the norms inside, whatever the configuration says of the others."""
+
+
+class LatentAttention(nnx.Module):
+    """Attention whose keys and values are low-rank: c = norm(W_kv x), [k; v] of a head = W_b c."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config, latent = config, config.latent
+        start, out = fan_in(config.hidden), fan_in(config.heads * latent.value)
+        low_rank = latent.q_rank is not None
+        self.q = None if low_rank else weight(config, "N H D", start, rngs)
+        self.q_a = weight(config, "Q D", start, rngs) if low_rank else None
+        self.q_a_norm = Norm(config, rngs, "Q", eps=LATENT_EPS) if low_rank else None
+        self.q_b = weight(config, "N H Q", fan_in(latent.q_rank), rngs) if low_rank else None
+        self.kv_a = weight(config, "R D", start, rngs)
+        self.k_rope = weight(config, "U D", start, rngs)
+        self.kv_a_norm = Norm(config, rngs, "R", eps=LATENT_EPS)
+        self.kv_b = weight(config, "N Z R", fan_in(latent.kv_rank), rngs)
+        self.o = weight(config, "D N W", out, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        turn: Rotation,
+        mask: Bool[Array, "B T S"],
+        cache: LayerCache | None = None,
+        slots: Int[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        """Attend over x itself, or, with a cache, over what it holds once x is written at `slots`."""
+        config, nope = self.config, self.config.latent.nope
+        if self.q is not None:
+            q = jnp.einsum("BTD,NHD->BTNH", x, self.q[...])
+        else:
+            q = self.q_a_norm(jnp.einsum("BTD,QD->BTQ", x, self.q_a[...]))
+            q = jnp.einsum("BTQ,NHQ->BTNH", q, self.q_b[...])
+        q, q_rope = q[..., :nope], rotate(q[..., nope:], turn, interleaved=config.rope_interleaved)
+        latent = self.kv_a_norm(jnp.einsum("BTD,RD->BTR", x, self.kv_a[...]))
+        k_rope = jnp.einsum("BTD,UD->BTU", x, self.k_rope[...])
+        k_rope = rotate(k_rope[:, :, None], turn, interleaved=config.rope_interleaved)[:, :, 0]
+        if cache is not None:
+            latent, k_rope = write(cache["latent"], latent, slots), write(cache["rope"], k_rope, slots)
+            cache = {"latent": latent, "rope": k_rope}
+        absorbed = cache is not None and x.shape[1] == 1
+        attended = (self._absorbed if absorbed else self._expanded)(q, q_rope, latent, k_rope, mask)
+        return jnp.einsum("BTNW,DNW->BTD", attended, self.o[...]), cache
+
+    def _expanded(
+        self,
+        q: Float[Array, "B T N P"],
+        q_rope: Float[Array, "B T N U"],
+        latent: Float[Array, "B S R"],
+        k_rope: Float[Array, "B S U"],
+        mask: Bool[Array, "B T S"],
+    ) -> Float[Array, "B T N W"]:
+        """Keys and values written out for each head: least work where there are many queries."""
+        kv = jnp.einsum("BSR,NZR->BNSZ", latent, self.kv_b[...])
+        k, v = kv[..., : self.config.latent.nope], kv[..., self.config.latent.nope :]
+        scores = jnp.einsum("BTNP,BNSP->BNTS", q, k, preferred_element_type=jnp.float32)
+        return jnp.einsum("BNTS,BNSW->BTNW", self._weights(scores, q_rope, k_rope, mask), v)
+
+    def _absorbed(
+        self,
+        q: Float[Array, "B T N P"],
+        q_rope: Float[Array, "B T N U"],
+        latent: Float[Array, "B S R"],
+        k_rope: Float[Array, "B S U"],
+        mask: Bool[Array, "B T S"],
+    ) -> Float[Array, "B T N W"]:
+        """The same with W_b moved to the query's and the output's side: q·(W c) = (Wᵀ q)·c, so that one query
+        reads latents and not N heads of keys and values for each position."""
+        kv_b, nope = self.kv_b[...], self.config.latent.nope
+        q = jnp.einsum("BTNP,NPR->BTNR", q, kv_b[:, :nope])
+        scores = jnp.einsum("BTNR,BSR->BNTS", q, latent, preferred_element_type=jnp.float32)
+        mixed = jnp.einsum("BNTS,BSR->BTNR", self._weights(scores, q_rope, k_rope, mask), latent)
+        return jnp.einsum("BTNR,NWR->BTNW", mixed, kv_b[:, nope:])
+
+    def _weights(self, scores: Array, q_rope: Array, k_rope: Array, mask: Array) -> Float[Array, "B N T S"]:
+        by_position = jnp.einsum("BTNU,BSU->BNTS", q_rope, k_rope, preferred_element_type=jnp.float32)
+        return attention_weights(self.config, scores + by_position, mask[:, None]).astype(k_rope.dtype)

@@ -1,0 +1,160 @@
+"""Mixture of experts: a router sends each token to a few feed-forward networks, and adds up what they answer.
+
+Two ways to the same sums. On CPU a scan over the experts lets each one answer every token, weighted by zero
+where it was not asked; on accelerators the asked (token, expert) pairs are sorted by expert and multiplied
+group by group. Over a mesh each device answers for its own experts, and a sum over the devices joins them.
+"""
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from distill.models.config import Experts, ModelConfig
+from distill.models.layers import FeedForward, activate, fan_in, weight, zeros
+from distill.parallel.mesh import batch_spec, weight_spec
+
+Way = Literal["scan", "ragged"]
+
+
+class ExpertWeights(nnx.Module):
+    """The gated networks of all experts, stacked."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.gate = weight(config, "E X D", fan_in(config.hidden), rngs)
+        self.up = weight(config, "E X D", fan_in(config.hidden), rngs)
+        self.down = weight(config, "E D X", fan_in(config.experts.hidden), rngs)
+
+
+class MixtureOfExperts(nnx.Module):
+    """Routed experts, and one shared network that answers every token."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.router = weight(config, "E D", fan_in(config.hidden), rngs)
+        self.router_bias = weight(config, "E", zeros, rngs) if config.experts.bias else None
+        self.experts = ExpertWeights(config, rngs)
+        self.shared = FeedForward(config, rngs, "Y") if config.experts.shared_hidden else None
+
+    def __call__(self, x: Float[Array, "B T D"], mesh: Mesh | None = None) -> Float[Array, "B T D"]:
+        """mesh: where the experts lie, if they are spread over devices."""
+        # The choice is a step function of the scores: bfloat16 would send tokens elsewhere.
+        logits = jnp.einsum(
+            "BTD,ED->BTE", x.astype(jnp.float32), self.router[...].astype(jnp.float32), precision="highest"
+        )
+        bias = None if self.router_bias is None else self.router_bias[...].astype(jnp.float32)
+        chosen, shares = route(self.config.experts, logits, bias)
+        experts = (self.experts.gate[...], self.experts.up[...], self.experts.down[...])
+        y = answer(self.config.activation, experts, x, chosen, shares, mesh)
+        return y if self.shared is None else y + self.shared(x)
+
+
+def route(
+    experts: Experts, logits: Float[Array, "B T E"], bias: Float[Array, "E"] | None
+) -> tuple[Int[Array, "B T C"], Float[Array, "B T C"]]:
+    """The experts that each token asks, and the weight of each one's answer.
+
+    With groups (DeepSeek-V2, arXiv 2405.04434, section 2.2.2; V3, arXiv 2412.19437, equations 12 to 16) only
+    experts of the best groups are asked. A bias moves the choice, not the weights.
+    """
+    scores = jax.nn.softmax(logits, axis=-1) if experts.scores == "softmax" else jax.nn.sigmoid(logits)
+    ranks = scores if bias is None else scores + bias[None, None]
+    if experts.groups > 1:
+        grouped = ranks.reshape(*ranks.shape[:-1], experts.groups, -1)
+        best = jax.lax.top_k(grouped, 1 if experts.group_score == "max" else 2)[0].sum(axis=-1)
+        kept = jax.lax.top_k(best, experts.top_groups)[1]
+        allowed = jnp.any(kept[..., None] == jnp.arange(experts.groups)[None, None, None], axis=-2)
+        ranks = jnp.where(allowed[..., None], grouped, -jnp.inf).reshape(ranks.shape)
+    chosen = jax.lax.top_k(ranks, experts.per_token)[1]
+    shares = jnp.take_along_axis(scores, chosen, axis=-1)
+    if experts.renormalise:
+        shares = shares / (shares.sum(axis=-1, keepdims=True) + 1e-20)
+    return chosen, shares * experts.scale
+
+
+def answer(
+    activation: str,
+    experts: tuple[Float[Array, "E X D"], Float[Array, "E X D"], Float[Array, "E D X"]],
+    x: Float[Array, "B T D"],
+    chosen: Int[Array, "B T C"],
+    shares: Float[Array, "B T C"],
+    mesh: Mesh | None = None,
+    way: Way | None = None,
+) -> Float[Array, "B T D"]:
+    """Sum over c of shares[c] · expert chosen[c] (x). experts: gate, up and down of all of them.
+
+    Over a mesh, rows stay where they are, and each device needs its experts' weights whole but for their own
+    part of X; what lies on `fsdp` is gathered on the way in.
+    """
+    way = way or ("scan" if jax.default_backend() == "cpu" else "ragged")
+    run = partial(_by_scan if way == "scan" else _by_group, activation)
+    if mesh is None or mesh.size == 1:
+        return run(0, experts, x, chosen, shares)
+    rows = batch_spec(mesh, x.shape[0])
+    specs = [
+        weight_spec(mesh, axes, w.shape) for axes, w in zip(("E X D", "E X D", "E D X"), experts, strict=True)
+    ]
+    specs = tuple(PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec)) for spec in specs)
+    parts = tuple(axis for axis in specs[0] if axis is not None)
+
+    def part(experts, x, chosen, shares):
+        first = jax.lax.axis_index("expert") * experts[0].shape[0] if "expert" in parts else 0
+        return jax.lax.psum(run(first, experts, x, chosen, shares), parts)
+
+    # Without check_vma=False the order that `_by_group` sorts into counts as the same on every device, and
+    # the router's gradient comes out wrong without an error.
+    spread = jax.shard_map(
+        part, mesh=mesh, in_specs=(specs, rows, rows, rows), out_specs=rows, check_vma=False
+    )
+    return spread(experts, x, chosen, shares)
+
+
+def _by_scan(activation: str, first, experts, x, chosen, shares):
+    """One expert after the other answers all tokens; the experts here are number `first` and following."""
+
+    @jax.checkpoint  # or the backward pass keeps what every expert said to every token
+    def step(total, one):
+        number, gate, up, down = one
+        share = jnp.sum(jnp.where(chosen == number, shares, 0.0), axis=-1, keepdims=True)
+        hidden = activate(activation, jnp.einsum("BTD,XD->BTX", x, gate)) * jnp.einsum("BTD,XD->BTX", x, up)
+        return total + share * jnp.einsum("BTX,DX->BTD", hidden, down), None
+
+    numbers = first + jnp.arange(experts[0].shape[0])
+    total, _ = jax.lax.scan(step, jnp.zeros(x.shape, jnp.float32), (numbers, *experts))
+    return total.astype(x.dtype)
+
+
+def _by_group(activation: str, first, experts, x, chosen, shares):
+    """Pairs of token and expert in the order of the experts, those of other devices last."""
+    count, asked = experts[0].shape[0], chosen.shape[-1]
+    number = chosen.reshape(-1) - first
+    here = (number >= 0) & (number < count)
+    number = jnp.where(here, number, count)
+    order = jnp.argsort(number, stable=True)
+    sizes = jnp.bincount(number, length=count + 1)[:count].astype(jnp.int32)
+    pairs = jnp.broadcast_to(x[:, :, None], (*x.shape[:2], asked, x.shape[2])).reshape(-1, x.shape[2])
+    pairs = _permuted(pairs, order)
+    gate, up, down = experts
+    hidden = activate(activation, _grouped(pairs, gate, sizes)) * _grouped(pairs, up, sizes)
+    y = _permuted(_grouped(hidden, down, sizes), jnp.argsort(order))
+    y = jnp.where(here[:, None], y, 0).reshape(*x.shape[:2], asked, x.shape[2])
+    return jnp.sum(shares[..., None] * y, axis=2).astype(x.dtype)
+
+
+def _permuted(rows: Float[Array, "M D"], order: Int[Array, "M"]) -> Float[Array, "M D"]:
+    """Rows in another order. Saying that it is one keeps the gradient free of additions in random order."""
+    return rows.at[order].get(unique_indices=True, mode="promise_in_bounds")
+
+
+def _grouped(
+    rows: Float[Array, "M D"], weights: Float[Array, "E F D"], sizes: Int[Array, "E"]
+) -> Float[Array, "M F"]:
+    """Consecutive rows, sizes[e] of them, times the transpose of weights[e]."""
+    dimensions = jax.lax.RaggedDotDimensionNumbers(
+        dot_dimension_numbers=(((1,), (2,)), ((), ())), lhs_ragged_dimensions=(0,), rhs_group_dimensions=(0,)
+    )
+    return jax.lax.ragged_dot_general(rows, weights, sizes, dimensions)
