@@ -166,6 +166,20 @@ def completion_files(wildcards):
 # Stages and scores --------------------------------------------------------------------------------------------
 
 
+def once_indexed(paths):
+    """An input function that gives `paths` when the index is there, and asks for the index until then.
+
+    Snakemake decides anew what is stale when a checkpoint has run, but for those jobs only whose inputs asked for
+    it. All that comes after the prompts asks, or an index that came out as it was would train the student again.
+    """
+
+    def wait(wildcards):
+        index_file(wildcards)
+        return paths(wildcards) if callable(paths) else paths
+
+    return wait
+
+
 def stage_settings(wildcards):
     return settings(RECIPE.stages[wildcards.stage])
 
@@ -178,6 +192,12 @@ def training_data(wildcards):
     """A stage's data: the dataset's folder, or the prompt files with the original answers."""
     original = RECIPE.stages[wildcards.stage].data == "original"
     return prompt_files(wildcards) if original else f"{RUN}/dataset"
+
+
+def scored_params(wildcards):
+    """What is evaluated; a model need not wait for the index, a stage does."""
+    name = wildcards.scored
+    return once_indexed(params_of(name)) if name in RECIPE.stages else params_of(name)
 
 
 def length_of(wildcards):

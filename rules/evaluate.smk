@@ -7,7 +7,7 @@ out: evaluation/{scored}.json, summary.json
 
 rule evaluate:
     input:
-        params=lambda w: params_of(w.scored),
+        params=scored_params,
         data=FILES["evaluation"],
     output:
         "<run>/evaluation/{scored}.json",
@@ -38,7 +38,7 @@ rule evaluate:
 
 rule summarize:
     input:
-        expand("<run>/evaluation/{scored}.json", scored=SCORED),
+        once_indexed([f"{RUN}/evaluation/{name}.json" for name in SCORED]),
     output:
         "<run>/summary.json",
     params:

@@ -7,7 +7,7 @@ out: export/{stage}/
 
 rule export_checkpoint:
     input:
-        "<run>/students/{stage}/params",
+        once_indexed(lambda w: params_of(w.stage)),
     output:
         directory("<run>/export/{stage}"),
     params:

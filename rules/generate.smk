@@ -8,13 +8,11 @@ out: completions/{batch}.parquet
 rule generate:
     input:
         teacher=params_of(RECIPE.teacher),
-        prompts=ancient("<run>/prompts/{batch}.jsonl"),
-        index=ancient(index_file),
+        prompts="<run>/prompts/{batch}.jsonl",
     output:
         "<run>/completions/{batch}.parquet",
     params:
         generation=settings(RECIPE.generation),
-        rows=rows,
         code=code("generate"),
     log:
         "<logs>/generate/{batch}.log",

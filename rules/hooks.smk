@@ -2,13 +2,10 @@
 
 import fcntl
 import logging
-import time
 
 import yaml
 
 from distill.files import replacing
-
-STARTED = time.time()
 
 
 def break_stale_locks():
@@ -38,16 +35,29 @@ if workflow.is_main_process:
 
 
 class Terse(logging.Filter):
-    """Leaves out what the scheduler says about itself; the whole is in .snakemake/log, and with --verbose."""
+    """Leaves out what Snakemake says about itself, and remembers the logs of the jobs that failed.
+
+    The whole is in .snakemake/log, and on the terminal with --verbose.
+    """
+
+    chatter = ("Select jobs to execute", "Execute ", "RuleException", "WorkflowError:\nAt least one job")
+
+    def __init__(self):
+        super().__init__()
+        self.failed = []
 
     def filter(self, record):
-        finished = getattr(getattr(record, "event", None), "name", "") == "JOB_FINISHED"
-        return not (finished or str(record.msg).startswith(("Select jobs to execute", "Execute ")))
+        event = getattr(getattr(record, "event", None), "name", "")
+        if event == "JOB_ERROR":
+            self.failed += record.log
+        if workflow.output_settings.verbose:
+            return True
+        return event != "JOB_FINISHED" and not str(record.msg).startswith(self.chatter)
 
 
-if not workflow.output_settings.verbose:
-    for handler in logging.getLogger("snakemake.logging").handlers:
-        handler.addFilter(Terse())
+TERSE = Terse()
+for handler in logging.getLogger("snakemake.logging").handlers:
+    handler.addFilter(TERSE)
 
 
 def keep_recipe():
@@ -80,9 +90,9 @@ def score_line(name, score):
 
 
 def print_errors():
-    """Repeat the jobs' own `error:` lines at the end, where they are looked for."""
-    logs = [log for log in (RECIPE.folder / "logs").rglob("*.log") if log.stat().st_mtime >= STARTED]
-    for log in sorted(logs, key=lambda log: log.stat().st_mtime):
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("error: "):
-                print(f"\n{line}\n  (from {log})", file=sys.stderr)
+    """Say at the end, where one looks, why jobs failed: the `error:` line of each, or else its last one."""
+    for log in TERSE.failed:
+        text = Path(log).read_text(encoding="utf-8", errors="replace") if Path(log).exists() else ""
+        lines = re.findall(r"\berror: .*", text) or text.split("\n")[-2:-1] or ["it left no word"]
+        print(f"\n{lines[-1]}\n  (the whole: {log})", file=sys.stderr)
+    print("\nWhat was finished is kept: the same command goes on from here.", file=sys.stderr)

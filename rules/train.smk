@@ -8,7 +8,7 @@ out: students/{stage}/params/, final.json, metrics.jsonl; steps/ beside them is 
 rule train:
     input:
         init=init_of,
-        data=training_data,
+        data=once_indexed(training_data),
     output:
         params=directory("<run>/students/{stage}/params"),
         final="<run>/students/{stage}/final.json",

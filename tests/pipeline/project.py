@@ -1,4 +1,4 @@
-"""A project of its own for a test: a copy of the graph and the library, tiny models, a few prompts, a recipe."""
+"""A project of its own for a test: a copy of graph and library, tiny models, a few prompts, a recipe."""
 
 import json
 import os
@@ -17,6 +17,8 @@ import yaml
 from tiny_models import tiny_llama
 
 ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("Snakefile", "rules", "scripts", "profiles", "lib/distill")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 RECIPE = {
     "run": "tiny",
     "models": {"teacher": {"source": "models/teacher"}, "student": {"source": "models/student"}},
@@ -29,14 +31,16 @@ RECIPE = {
         "sampling": {"temperature": 0.9},
     },
     "dataset": {"keep_length": True},
-    "stages": {"sft": {"init": "student", "steps": 6, "batch_size": 2, "checkpoint_every": 1, "log_every": 1}},
+    "stages": {
+        "sft": {"init": "student", "steps": 30, "batch_size": 2, "checkpoint_every": 3, "log_every": 1}
+    },
     "evaluation": {"source": "held_out.jsonl", "batch_size": 4, "max_target_length": 40},
 }
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What Snakemake did or, in a dry run, would do: its jobs by their messages, its output, its exit status."""
+    """What Snakemake did or, in a dry run, would do: its jobs by their messages, output, exit status."""
 
     jobs: list[str]
     output: str
@@ -45,55 +49,74 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Project:
+    """A folder with all of it. `results/tiny` is where its run goes."""
+
     folder: Path
 
     @classmethod
     def make(cls, folder: Path) -> "Project":
-        for name in ("Snakefile", "rules", "scripts", "profiles", "lib/distill"):
-            source = ROOT / name
-            copy = shutil.copytree if source.is_dir() else shutil.copy2
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            copy(source, folder / name)
+        for name in PARTS:
+            source, target = ROOT / name, folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy2(source, target)
         tiny_llama(folder / "models/teacher", seed=1)
         tiny_llama(folder / "models/student", seed=2, hidden_size=16, intermediate_size=24)
         project = cls(folder)
         project.add_prompts(14)
-        held_out = [{"prompt": f"say {word}", "completion": word} for word in ("a", "bc", "def", "g")]
-        write_lines(folder / "held_out.jsonl", held_out)
+        answers = [{"prompt": f"say {word}", "completion": word} for word in ("a", "bc", "def", "g")]
+        (folder / "held_out.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in answers))
         project.recipe()
         return project
 
-    def add_prompts(self, count: int) -> None:
-        """Append prompts to the dataset."""
-        path = self.folder / "prompts.jsonl"
-        known = path.read_text().splitlines() if path.exists() else []
-        letters = "abcdefghijklmnopqrstuvwxyz"
-        new = [{"prompt": f"spell {letters[i % 26]} {letters[i // 26]}", "completion": letters[i % 26]}
-               for i in range(len(known), len(known) + count)]  # fmt: skip
-        path.write_text("".join(f"{line}\n" for line in [*known, *map(json.dumps, new)]))
-
-    def recipe(self, **changes: Any) -> None:
-        """Write config.yaml: the tiny recipe with changes, `a__b=1` for a.b."""
-        values = json.loads(json.dumps(RECIPE))
-        for path, value in changes.items():
-            *parents, name = path.split("__")
-            part = values
-            for parent in parents:
-                part = part.setdefault(parent, {})
-            part[name] = value
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(values))
+    def copy(self, folder: Path) -> "Project":
+        """The project elsewhere, results and what Snakemake knows of them included, dates as they were."""
+        return Project(shutil.copytree(self.folder, folder))
 
     @property
     def run_folder(self) -> Path:
         return self.folder / "results/tiny"
 
+    def add_prompts(self, count: int) -> None:
+        """Append prompts to the dataset, each another one."""
+        path = self.folder / "prompts.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        for i in range(len(lines), len(lines) + count):
+            row = {"prompt": f"spell {LETTERS[i % 26]} {LETTERS[i // 26]}", "completion": LETTERS[i % 26]}
+            lines.append(json.dumps(row))
+        path.write_text("".join(f"{line}\n" for line in lines))
+
+    def recipe(self, **changes: Any) -> None:
+        """Write config.yaml: the tiny recipe with changes; `a__b=1` is a.b, None takes a setting out."""
+        values = json.loads(json.dumps(RECIPE))
+        for path, value in changes.items():
+            *parents, name = path.split("__")
+            part = values
+            for parent in parents:
+                part = part[parent]
+            part[name] = value
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(values))
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        """Replace text in one of the project's files."""
+        text = (self.folder / name).read_text()
+        assert old in text, f"{name} has no {old!r}"
+        (self.folder / name).write_text(text.replace(old, new))
+
     def start(self, *arguments: str) -> subprocess.Popen:
         """Snakemake in a process group of its own."""
-        environment = os.environ | {"PYTHONPATH": str(self.folder / "lib"), "XLA_FLAGS": ""}
+        settings = {
+            "PYTHONPATH": str(self.folder / "lib"),
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder.parent / "compiled"),
+            "XLA_FLAGS": "",  # one device, as a user has
+            "COLUMNS": "200",
+        }
         return subprocess.Popen(
             [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
             cwd=self.folder,
-            env=environment,
+            env=os.environ | settings,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -112,21 +135,17 @@ class Project:
         assert outcome.code == 0, outcome.output
         return outcome.jobs
 
-    def plan(self, *arguments: str) -> set[str]:
+    def stale(self, *arguments: str) -> set[str]:
         """The jobs that a run would start, as far as a dry run can tell."""
         return set(self.run("--dry-run", *arguments))
 
-    def kill_when(self, ready: Callable[[], bool], *arguments: str) -> None:
-        """Start a run and kill it with all its children as soon as something is so."""
-        process = self.start(*arguments)
-        deadline = time.monotonic() + 120
+    def kill_when(self, ready: Callable[[], bool]) -> None:
+        """Start a run and kill it, with all its children, as soon as something is so."""
+        process = self.start()
+        deadline = time.monotonic() + 180
         while not ready():
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, "it never came to that"
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-
-
-def write_lines(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))

@@ -1,0 +1,35 @@
+"""Killed without a warning and started again, a run ends in the same bytes."""
+
+import json
+import shutil
+
+from project import Project
+
+
+def outcome(project: Project) -> dict:
+    """What must be the same: the dataset's bytes, the student's digest, each step's loss."""
+    folder = project.run_folder
+    rows = (folder / "students/sft/metrics.jsonl").read_text().splitlines()
+    return {
+        "dataset": {file.name: file.read_bytes() for file in (folder / "dataset/data").iterdir()},
+        "student": json.loads((folder / "students/sft/final.json").read_text())["digest"],
+        "losses": [(row["step"], row["loss"]) for row in map(json.loads, rows)],
+    }
+
+
+def test_killed_while_generating_and_while_training(finished: Project, project: Project) -> None:
+    folder = project.run_folder
+    shutil.rmtree(folder)
+    project.kill_when(lambda: len(list(folder.glob("logs/generate/*.log"))) == 2)
+    made = {file.name for file in folder.glob("completions/*.parquet")}
+    assert len(made) == 1
+    assert list((project.folder / ".snakemake/locks").iterdir()), "no lock was left: less is proved"
+    project.kill_when(lambda: any(saved.name.isdigit() for saved in folder.glob("students/sft/steps/*")))
+    assert not (folder / "students/sft/params").exists()
+    jobs = project.run()
+    assert not any(job.startswith("generate") for job in jobs)
+    assert "train sft" in jobs
+    assert project.stale() == set()
+    assert outcome(project) == outcome(finished)
+    log = (folder / "logs/train/sft.log").read_text()
+    assert "1/30" not in log, "it started over"

@@ -1,0 +1,146 @@
+"""The digest of a stage's code moves with what the stage runs, and with nothing else."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distill import closure
+
+FILES = {
+    "script.py": "from pkg.work import run\nrun()\n",
+    "pkg/__init__.py": "",
+    "pkg/work/__init__.py": "from .inner import run\n",
+    "pkg/work/inner.py": '''
+        """Says what it does."""
+        from ..deep import leaf
+        from pkg.config import Generation
+
+        RATE = 3  # a comment
+
+
+        def run():
+            """Do it."""
+            from pkg import late
+
+            return leaf.value + late.value, "page.html"
+        ''',
+    "pkg/work/page.html": "{% include 'part.html' %}",
+    "pkg/work/part.html": "<p>",
+    "pkg/work/notes.md": "nobody reads this",
+    "pkg/deep/__init__.py": "",
+    "pkg/deep/leaf.py": "value = 1\n",
+    "pkg/late.py": "value = 2\n",
+    "pkg/unrelated.py": "value = 3\n",
+    "pkg/config.py": """
+        class Settings:
+            pass
+
+
+        LIMIT = 5
+
+
+        class Generation(Settings):
+            limit = LIMIT
+
+
+        class Stage(Settings):
+            rate = 1
+        """,
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(closure, "BY_NAME", "pkg.config")
+    return write(tmp_path / "project")
+
+
+def write(folder: Path) -> Path:
+    for name, text in FILES.items():
+        lines = text.split("\n")
+        indent = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("\n".join(line[indent:] for line in lines))
+    return folder
+
+
+def digest(folder: Path) -> str:
+    closure.digest.cache_clear()
+    closure._read.cache_clear()
+    return closure.digest(folder / "script.py", folder / "pkg")
+
+
+def replaced(folder: Path, name: str, old: str, new: str) -> str:
+    """The digest with `old` in a file replaced by `new`."""
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new))
+    return digest(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("pkg/work/inner.py", "  # a comment", ""),
+        ("pkg/work/inner.py", "Says what it does.", "Says it otherwise."),
+        ("pkg/work/inner.py", '    """Do it."""\n', ""),
+        ("pkg/work/inner.py", "leaf.value + late.value", "(leaf.value\n            + late.value)"),
+        ("pkg/unrelated.py", "3", "4"),
+        ("pkg/work/notes.md", "nobody", "somebody"),
+        ("pkg/config.py", "rate = 1", "rate = 2"),  # a setting of another stage
+    ],
+)
+def test_what_does_not_count(project: Path, name: str, old: str, new: str) -> None:
+    before = digest(project)
+    assert replaced(project, name, old, new) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("script.py", "run()\n", "run(1)\n"),
+        ("pkg/work/inner.py", "RATE = 3", "RATE = 4"),
+        ("pkg/work/__init__.py", "import run", "import run, RATE"),
+        ("pkg/__init__.py", "", "import os\n"),  # a package's own code runs too
+        ("pkg/deep/leaf.py", "1", "1.0"),  # through a relative import
+        ("pkg/late.py", "2", "3"),  # imported inside a function
+        ("pkg/work/page.html", "include", "import"),  # named in a string
+        ("pkg/work/part.html", "<p>", "<b>"),  # named in a file that is named in a string
+        ("pkg/config.py", "LIMIT = 5", "LIMIT = 6"),  # used by a class that is used
+        ("pkg/config.py", "pass", "frozen = True"),  # its base
+    ],
+)
+def test_what_counts(project: Path, name: str, old: str, new: str) -> None:
+    before = digest(project)
+    assert replaced(project, name, old, new) != before
+
+
+def test_a_module_taken_whole_counts_whole(project: Path) -> None:
+    replaced(project, "pkg/work/inner.py", "from pkg.config import Generation", "from pkg import config")
+    before = digest(project)
+    assert replaced(project, "pkg/config.py", "rate = 1", "rate = 2") != before
+
+
+def test_place_and_process_do_not_count(project: Path, tmp_path: Path) -> None:
+    elsewhere = shutil.copytree(project, tmp_path / "a place with another name")
+    assert digest(elsewhere) == digest(project)
+    command = (
+        "import sys; from pathlib import Path; from distill import closure; closure.BY_NAME = 'pkg.config'; "
+        "print(closure.digest(Path(sys.argv[1], 'script.py'), Path(sys.argv[1], 'pkg')))"
+    )
+    told = subprocess.check_output([sys.executable, "-c", command, str(project)], text=True)
+    assert told.strip() == digest(project)
+
+
+def test_every_script_is_known_by_its_code(root: Path) -> None:
+    """The real scripts: each has a digest of its own, and the heavy ones reach the models."""
+    scripts = sorted((root / "scripts").glob("*.py"))
+    assert len({closure.digest(script) for script in scripts}) == len(scripts)
+    reached = closure.closure(root / "scripts/generate.py")
+    assert {"distill.generation.engine", "distill.models.decoder", "distill.models"} <= reached.keys()
+    assert "distill.training.loop" not in reached
+    templates = closure.closure(root / "scripts/report.py")["distill.evaluation.report"].data_files
+    assert {"report.html.j2", "style.html.j2"} <= {file.name for file in templates}
