@@ -1,28 +1,33 @@
-"""Hugging Face folder → params folder → Hugging Face folder, bit for bit."""
+"""Hugging Face folder → params folder → Hugging Face folder, a tensor at a time and bit for bit."""
 
 import shutil
+from math import prod
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.sharding import Mesh
 
-from distill.checkpoints.hf import HfWeights, read_weight, their_tensors, write_shards
+from distill.checkpoints.hf import plan_of, read_weight, their_tensors, write_shards
+from distill.checkpoints.source import HfWeights, read_config
 from distill.checkpoints.store import (
+    Lazy,
     ModelInfo,
     copy_tokenizer,
-    flat,
-    load_weights,
     nest,
     read_info,
+    read_stored,
     save_weights,
-    tree_digest,
+    sharding_of,
     write_info,
 )
 from distill.errors import DistillError
-from distill.files import read_json, replacing, write_json
+from distill.files import replacing, write_json
 from distill.models import decoder
+from distill.models.config import ModelConfig
 from distill.models.families import config_from_hf, config_to_hf, weight_rows
-from distill.models.table import weights
+from distill.models.table import Weight, weights
 from distill.text.tokenizer import load_tokenizer
 
 
@@ -40,54 +45,92 @@ def import_checkpoint(
     dtype: what the weights are stored as. origin, revision: recorded as where the model came from.
     tokenizer: the folder of the tokenizer, where it is not `source`.
     """
-    hf = read_json(source / "config.json")
-    try:
-        config = config_from_hf(hf)
-    except DistillError as error:
-        raise DistillError(f"{origin}: {error}") from None
-    found = HfWeights(source)
-    table = list(weights(config, weight_rows(config), decoder.weight_axes(config)))
-    theirs = {row.ours: row.theirs for row in weight_rows(config)}
-    found.check(table, tied=(theirs["head"], theirs["embed"]) if config.tied else None)
-    tree = nest({weight.ours: read_weight(found, weight).astype(jnp.dtype(dtype)) for weight in table})
+    hf, config, found, table = _checked(source, origin)
     with replacing(out) as tmp:
         copy_tokenizer([source] if tokenizer is None else [tokenizer, source], tmp / "tokenizer")
         words = load_tokenizer(tmp / "tokenizer")
         if words.real_vocab > config.vocab_size:
             raise DistillError(
-                f"{origin}: the tokenizer knows {words.real_vocab} ids, the embedding has {config.vocab_size} "
-                "rows: this tokenizer belongs to another model"
+                f"{origin}: the tokenizer knows {words.real_vocab} ids, the embedding has "
+                f"{config.vocab_size} rows: this tokenizer belongs to another model"
             )
-        save_weights(tmp / "weights", tree)
+
+        def later(weight: Weight) -> Lazy:
+            return Lazy(lambda: read_weight(found, weight, dtype=jnp.dtype(dtype)))
+
+        digest = save_weights(tmp / "weights", nest({weight.ours: later(weight) for weight in table}))
         info = ModelInfo(
             source=origin,
             revision=revision,
             dtype=dtype,
             architecture=config,
             hf_config=hf,
-            parameters=sum(leaf.size for leaf in flat(tree).values()),
+            parameters=sum(prod(weight.shape) for weight in table),
             vocab_size=config.vocab_size,
             real_vocab=words.real_vocab,
             eos_ids=list(words.eos_ids),
             tokenizer_hash=words.hash,
-            digest=tree_digest(tree),
+            digest=digest,
         )
         write_info(tmp, info)
     return info
 
 
+def load_checkpoint(
+    source: Path, *, dtype: str, mesh: Mesh | None = None, scanned: bool = False
+) -> tuple[ModelConfig, decoder.Params]:
+    """The weights of the Hugging Face folder `source` in memory; neither tokenizer nor params folder needed.
+
+    mesh: where the weights go by their named axes, each device reading its part of each tensor alone; the
+    first device by default. scanned: stack the layers for training.
+    """
+    _, config, found, table = _checked(source, str(source))
+
+    def load(weight: Weight) -> jax.Array:
+        sharding = sharding_of(mesh, " ".join(weight.axes), weight.shape)
+        read = lambda index: read_weight(found, weight, index, jnp.dtype(dtype))  # noqa: E731
+        return jax.make_array_from_callback(weight.shape, sharding, read)
+
+    tree = nest({weight.ours: load(weight) for weight in table})
+    return config, decoder.stack(config, tree) if scanned else tree
+
+
 def export_checkpoint(params: Path, out: Path) -> None:
     """Export a params folder as a Hugging Face folder that `transformers` loads."""
     info = read_info(params)
-    config, tree = load_weights(params)
-    leaves = flat(tree)
-    table = weights(config, weight_rows(config), decoder.weight_axes(config))
+    config, stored = info.architecture, read_stored(params)
+    table = _table(config)
     with replacing(out) as tmp:
         tmp.mkdir()
-        write_shards(tmp, their_tensors(table, lambda weight: np.asarray(leaves[weight.ours])))
+        tensors = their_tensors(table, lambda weight: stored(weight.ours))
+        write_shards(tmp, tensors, plan_of(table, jnp.dtype(info.dtype)))
         for file in sorted((params / "tokenizer").iterdir()):
             shutil.copyfile(file, tmp / file.name)
-        kept = {
-            k: v for k, v in info.hf_config.items() if k not in ("torch_dtype", "rope_theta", "rope_scaling")
-        }
-        write_json(tmp / "config.json", {**kept, **config_to_hf(config), "dtype": info.dtype})
+        write_json(tmp / "config.json", _config_json(info))
+
+
+def _config_json(info: ModelInfo) -> dict[str, Any]:
+    """The source's own `config.json` where it says what ours would: then any reader of it reads this one."""
+    ours, theirs = config_to_hf(info.architecture), info.hf_config
+    dropped = {"torch_dtype", "auto_map", "quantization_config"}  # auto_map names code that is not here
+    if theirs["architectures"] != ours["architectures"] or config_from_hf(theirs) != info.architecture:
+        dropped |= {"rope_theta", "rope_scaling"}
+        theirs = {**theirs, **ours}
+    return {k: v for k, v in theirs.items() if k not in dropped} | {"dtype": info.dtype}
+
+
+def _checked(source: Path, origin: str) -> tuple[dict[str, Any], ModelConfig, HfWeights, list[Weight]]:
+    """config.json, what it describes, and the tensors, which are those that it asks for."""
+    hf = read_config(source)
+    try:
+        config = config_from_hf(hf)
+    except DistillError as error:
+        raise DistillError(f"{origin}: {error}") from None
+    found, table = HfWeights(source), _table(config)
+    head = {row.ours: row.theirs for row in weight_rows(config)}
+    found.check(table, tied=(head["head"], head["embed"]) if config.tied and "head" in head else None)
+    return hf, config, found, table
+
+
+def _table(config: ModelConfig) -> list[Weight]:
+    return list(weights(config, weight_rows(config), decoder.weight_axes(config)))

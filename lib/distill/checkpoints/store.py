@@ -6,10 +6,15 @@ params/
   tokenizer/      tokenizer and configuration files as the source had them
 """
 
+import errno
 import hashlib
 import logging
+import os
 import shutil
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,9 @@ TOKENIZER_FILES = (
     "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
     "generation_config.json", "config.json",
 )  # fmt: skip
+CHUNK_BYTES = 64_000_000  # a process that wants a part of a weight reads the chunks that the part lies in
+BATCH_BYTES = 32_000_000  # weights are handed over in batches of at least this
+PENDING_BYTES = 300_000_000  # read, and not yet on disk
 # Orbax reports each save at INFO and its own internals at WARNING; what matters arrives as an exception.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
@@ -82,10 +90,66 @@ def copy_tokenizer(sources: Iterable[Path], out: Path) -> None:
                 shutil.copyfile(source / name, out / name)
 
 
-def save_weights(folder: Path, tree: decoder.Params) -> None:
-    """Save an unscanned tree of jax or numpy arrays; uncompressed, since weights do not compress."""
-    with _checkpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(tree))
+@dataclass(frozen=True)
+class Lazy:
+    """A weight that is read when its turn comes to be saved."""
+
+    read: Callable[[], np.ndarray]
+
+
+def save_weights(folder: Path, tree: decoder.Params) -> str:
+    """Save an unscanned tree of arrays or `Lazy` leaves, a few at a time; gives its `tree_digest`.
+
+    Uncompressed, since weights do not compress.
+    """
+    leaves = {
+        path: leaf if isinstance(leaf, Lazy) else Lazy(lambda leaf=leaf: np.asarray(leaf))
+        for path, leaf in flat(tree).items()
+    }
+    stream = _Stream()
+    registry = ocp.type_handlers.create_type_handler_registry((Lazy, stream))
+    lazy = nest(leaves)
+    arguments = ocp.args.PyTreeSave(
+        lazy, save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), lazy)
+    )
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(folder.absolute(), args=arguments)
+    except ValueError as error:  # how tensorstore reports what the system says
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(folder)) from None
+        raise
+    return _total(stream.digests)
+
+
+class _Stream(ocp.type_handlers.NumpyHandler):
+    """Saves `Lazy` leaves as Orbax saves numpy arrays, and notes the digest of each."""
+
+    def __init__(self) -> None:
+        super().__init__(deepcopy_host_arrays=False)
+        self.digests: dict[str, bytes] = {}
+
+    async def serialize(
+        self, values: Sequence[Lazy], infos: Sequence[Any], args: Sequence[Any] | None = None
+    ) -> Sequence[Any]:
+        """Read, hash and hand over a batch at a time, while those before it are written."""
+        args = args or [ocp.SaveArgs()] * len(values)
+        batch, pending = [], deque()
+        for number, (leaf, info, arg) in enumerate(zip(values, infos, args, strict=True), 1):
+            value = leaf.read()
+            self.digests[info.name] = leaf_digest(info.name, value)
+            batch.append((value, info, arg))
+            size = sum(value.nbytes for value, _, _ in batch)
+            if size < BATCH_BYTES and number < len(values):
+                continue
+            (written,) = await super().serialize(*zip(*batch, strict=True))
+            pending.append((size, written))
+            batch = []
+            while sum(size for size, _ in pending) > PENDING_BYTES:
+                pending.popleft()[1].result()
+        return [written for _, written in pending]
 
 
 def load_weights(
@@ -105,29 +169,45 @@ def load_weights(
     arguments = ocp.args.PyTreeRestore(
         item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
     )
-    try:
-        with _checkpointer() as checkpointer:
-            weights = checkpointer.restore((params / "weights").absolute(), args=arguments)
-    except (FileNotFoundError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise DistillError(
-            f"{params}/weights cannot be restored ({reason}): delete {params} and run again"
-        ) from error
+    with _restoring(params), _checkpointer() as checkpointer:
+        weights = checkpointer.restore((params / "weights").absolute(), args=arguments)
     return config, decoder.stack(config, weights) if scanned else weights
+
+
+def read_stored(params: Path) -> Callable[[str], np.ndarray]:
+    """A reader of single weights by their dotted path, as they are stored."""
+    checkpointer, folder = _checkpointer(), (params / "weights").absolute()
+
+    def read(path: str) -> np.ndarray:
+        item = nest({path: ocp.RestoreArgs(restore_type=np.ndarray)})
+        with _restoring(params):
+            tree = checkpointer.restore(
+                folder, args=ocp.args.PyTreeRestore(item=item, restore_args=item, partial_restore=True)
+            )
+        return flat(tree)[path]
+
+    return read
 
 
 def tree_digest(tree: decoder.Params) -> str:
     """SHA-256 (hex) over every tensor of an unscanned tree."""
-    total = hashlib.sha256()
-    for path, value in sorted(flat(tree).items()):
-        total.update(leaf_digest(path, np.asarray(value)))
-    return total.hexdigest()
+    return _total({path: leaf_digest(path, np.asarray(value)) for path, value in flat(tree).items()})
 
 
 def leaf_digest(path: str, value: np.ndarray) -> bytes:
     """What one tensor adds to `tree_digest`."""
-    head = f"{path} {value.dtype.name} {list(value.shape)} ".encode()
-    return hashlib.sha256(head + np.ascontiguousarray(value).tobytes()).digest()
+    one = hashlib.sha256(f"{path} {value.dtype.name} {list(value.shape)} ".encode())
+    one.update(raw_bytes(value))
+    return one.digest()
+
+
+def raw_bytes(value: np.ndarray) -> memoryview:
+    """The bytes of an array, row by row, without a copy where it lies so already."""
+    return memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+
+
+def _total(digests: dict[str, bytes]) -> str:
+    return hashlib.sha256(b"".join(digests[path] for path in sorted(digests))).hexdigest()
 
 
 def flat(tree: decoder.Params, prefix: str = "") -> dict[str, Any]:
@@ -150,12 +230,28 @@ def nest(leaves: dict[str, Any]) -> decoder.Params:
     return tree
 
 
+def sharding_of(mesh: Mesh | None, axes: str, shape: tuple[int, ...]) -> jax.sharding.Sharding:
+    """Where a weight goes: by its axes on the mesh, or whole on the first device."""
+    if mesh is None:
+        return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return weight_sharding(mesh, axes, shape)
+
+
 def _abstract(config: ModelConfig, axes: str, mesh: Mesh | None, dtype: Any) -> jax.ShapeDtypeStruct:
     shape = tuple(config.sizes[axis] for axis in axes.split())
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    sharding = one if mesh is None else weight_sharding(mesh, axes, shape)
-    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding_of(mesh, axes, shape))
 
 
 def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+
+
+@contextmanager
+def _restoring(params: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise DistillError(
+            f"{params}/weights cannot be restored ({reason}): delete {params} and run again"
+        ) from error

@@ -1,0 +1,128 @@
+"""How long import and export take, against `cp` and `sync` of the same bytes, and how much memory.
+
+    .venv/bin/python benchmarks/conversion.py            # 1 GB
+    .venv/bin/python benchmarks/conversion.py --full     # Llama-2-7B's shape: 13.5 GB; wants 45 GB free
+
+The checkpoint is random bfloat16 in shards of 2 GB. Each timed step is a process of its own, reads files that
+are not in the page cache, and ends with `sync`. The exported folder is compared with the source byte by byte.
+"""
+
+import filecmp
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from math import prod
+from pathlib import Path
+
+import click
+import ml_dtypes
+import numpy as np
+from tokenizers import Tokenizer, models
+from tqdm import tqdm
+
+from distill.checkpoints.hf import plan_of, their_tensors, write_shards
+from distill.files import write_json
+from distill.models import decoder
+from distill.models.families import config_from_hf, weight_rows
+from distill.models.table import Weight, weights
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+LLAMA_2_7B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096,
+    "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 4096, "hidden_act": "silu", "tie_word_embeddings": False, "eos_token_id": 1,
+}  # fmt: skip
+SMALL = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16, "num_hidden_layers": 8}
+
+
+def make_source(folder: Path, shape: dict) -> int:
+    """A Hugging Face folder of random weights; gives their bytes."""
+    folder.mkdir(parents=True)
+    config = config_from_hf(shape)
+    table = list(weights(config, weight_rows(config), decoder.weight_axes(config)))
+    random = np.random.default_rng(0)
+
+    def draw(weight: Weight) -> np.ndarray:  # any bits, but the exponent's first: finite, under 2
+        bits = random.integers(0, 1 << 16, weight.shape, np.uint16) & np.uint16(0xBFFF)
+        return bits.view(ml_dtypes.bfloat16)
+
+    plan = plan_of(table, np.dtype(ml_dtypes.bfloat16))
+    write_shards(folder, tqdm(their_tensors(table, draw), "make", len(plan), unit=" tensors"), plan)
+    write_json(folder / "config.json", shape)
+    words = {"<unk>": 0, "<eos>": 1} | {f"w{i}": i for i in range(2, 100)}
+    Tokenizer(models.WordLevel(words, unk_token="<unk>")).save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", {"eos_token": "<eos>", "unk_token": "<unk>"})
+    return sum(2 * prod(their_shape) for _, _, their_shape in plan)
+
+
+def timed(source: Path, *command: str | Path) -> tuple[float, float]:
+    """Seconds that a command with a `sync` takes, and the peak of its resident memory in GB."""
+    os.sync()
+    for file in filter(Path.is_file, source.rglob("*")):
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    start = time.perf_counter()
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))} failed with {process.returncode}")
+    os.sync()
+    return time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e9
+
+
+@click.command(help=__doc__)
+@click.option("--full", is_flag=True, help="13.5 GB in place of 1 GB")
+@click.option("--work", type=click.Path(path_type=Path), default=tempfile.gettempdir(), show_default=True)
+def main(full: bool, work: Path) -> None:
+    free, need = shutil.disk_usage(work).free / 1e9, 45 if full else 4
+    if free < need:
+        raise click.ClickException(f"{work} has {free:.0f} GB free, {need} are needed: name another --work")
+    folder = Path(tempfile.mkdtemp(prefix="conversion-", dir=work))
+    source, copy, params, out = (folder / name for name in ("source", "copy", "params", "out"))
+    os.environ |= {"JAX_PLATFORMS": "cpu", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
+    try:
+        size = make_source(source, LLAMA_2_7B if full else LLAMA_2_7B | SMALL)
+        model = json.dumps({"source": str(source), "dtype": "bfloat16"})
+        script = SCRIPTS / "import_checkpoint.py"
+        rows = []
+        to_params = (script, "--source", source, "--tokenizer", source, "--model", model, "--out", params)
+        back = (SCRIPTS / "export_checkpoint.py", "--params", params, "--out", out)
+        for name, read, command in (("import", source, to_params), ("export", params, back)):
+            base, _ = timed(read, "cp", "-r", read, copy)
+            shutil.rmtree(copy)
+            took, memory = timed(read, sys.executable, *command)
+            rows.append(f"| {name} | {base:.1f} s | {took:.1f} s | {took / base:.2f} | {memory:.2f} GB |")
+        changed = [file.name for file in source.glob("*.safetensors") if not same(file, out / file.name)]
+    finally:
+        shutil.rmtree(folder)
+    click.echo(f"{size / 1e9:.1f} GB of bfloat16; {os.cpu_count()} × {processor()}, {platform.platform()}")
+    packages = ("jax", "orbax-checkpoint", "tensorstore", "safetensors", "numpy")
+    click.echo(f"Python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in packages))
+    click.echo("\n| step | cp + sync | step + sync | ratio | peak memory |\n|---|--:|--:|--:|--:|")
+    click.echo("\n".join(rows))
+    click.echo(f"\nexport and source: {'bit-equal' if not changed else 'DIFFERENT: ' + ', '.join(changed)}")
+    sys.exit(bool(changed))
+
+
+def same(left: Path, right: Path) -> bool:
+    return right.exists() and filecmp.cmp(left, right, shallow=False)
+
+
+def processor() -> str:
+    """The processor's name as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?")
+
+
+if __name__ == "__main__":
+    main()
