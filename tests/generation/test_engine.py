@@ -76,25 +76,31 @@ def test_samples_of_a_prompt_differ() -> None:
     assert len({tuple(result.tokens) for result in results}) > 4
 
 
+def scores(request: Request, result: Result) -> np.ndarray:
+    """The uncached model's scores for each token of the result, [tokens, real vocabulary]."""
+    ids = [*request.prompt, *result.tokens]
+    logits = whole(jnp.asarray([ids + [0] * (64 - len(ids))]))
+    return np.asarray(logits)[0, len(request.prompt) - 1 : len(ids) - 1, :38]
+
+
+@jax.jit
+def whole(tokens: jax.Array) -> jax.Array:
+    return decoder.logits(CONFIG, PARAMS, decoder.forward(CONFIG, PARAMS, tokens))
+
+
 def test_greedy_is_the_argmax_of_the_whole_forward_pass() -> None:
     asked = requests(12, samples=1)
     for request, result in zip(asked, run(asked, sampling=Sampling(strategy="greedy")), strict=True):
-        whole = jnp.asarray([[*request.prompt, *result.tokens]])
-        scores = decoder.logits(CONFIG, PARAMS, decoder.forward(CONFIG, PARAMS, whole))[0, :, :38]
-        start = len(request.prompt) - 1
-        assert np.asarray(jnp.argmax(scores, -1))[start:-1].tolist() == result.tokens
+        assert scores(request, result).argmax(-1).tolist() == result.tokens
 
 
 def test_logprobs_are_those_of_the_untempered_model() -> None:
     asked = requests(12, samples=1)
     results = run(asked, sampling=Sampling(temperature=0.5))
     for request, result in zip(asked, results, strict=True):
-        whole = jnp.asarray([[*request.prompt, *result.tokens]])
-        scores = decoder.logits(CONFIG, PARAMS, decoder.forward(CONFIG, PARAMS, whole))[0, :, :38]
-        logprobs = jax.nn.log_softmax(scores)[len(request.prompt) - 1 : -1]
-        np.testing.assert_allclose(
-            result.logprobs, logprobs[np.arange(len(result.tokens)), np.asarray(result.tokens)], atol=1e-4
-        )
+        logprobs = np.asarray(jax.nn.log_softmax(scores(request, result)))
+        wanted = logprobs[np.arange(len(result.tokens)), result.tokens]
+        np.testing.assert_allclose(result.logprobs, wanted, atol=1e-4)
 
 
 def test_a_sample_ends_at_any_stop_id_or_at_its_length(answered) -> None:

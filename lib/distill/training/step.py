@@ -35,7 +35,7 @@ def make_step(
     def step(state: State, batch: Batch) -> tuple[State, dict[str, Any]]:
         value, gradient = jax.value_and_grad(lambda params: sft_loss(config, params, batch))(state.params)
         updates, moments = optimizer.update(gradient, state.optimizer, state.params)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(gradient)}
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
         return State(optax.apply_updates(state.params, updates), moments), metrics
 
     return jax.jit(

@@ -1,0 +1,139 @@
+"""What must hold of a gradient, whatever the batch looks like."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_models import tiny_config
+
+from distill.config import Stage
+from distill.models import decoder
+from distill.models.families import config_from_hf
+from distill.parallel.mesh import make_mesh
+from distill.training.losses import masked_sum, token_nll
+from distill.training.optimizer import learning_rate, make_optimizer
+from distill.training.state import State, param_shardings
+from distill.training.step import make_step, sft_loss
+
+CONFIG = config_from_hf(tiny_config())
+
+
+def fresh() -> decoder.Params:
+    """The same weights each time, in memory of their own."""
+    return decoder.stack(CONFIG, decoder.init(CONFIG, jax.random.key(0)))
+
+
+PARAMS = fresh()
+gradient = jax.jit(jax.value_and_grad(lambda params, batch: sft_loss(CONFIG, params, batch)))
+
+
+def batch(lengths: list[int], width: int, prompt: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
+    """A row for each length; the first `prompt` tokens of each are not learned."""
+    rows = [np.random.default_rng([seed, i]).integers(6, 35, n + 1) for i, n in enumerate(lengths)]
+    out = {
+        name: np.zeros((len(rows), width), np.int32)
+        for name in ("tokens", "targets", "positions", "segment_ids")
+    }
+    out["mask"] = np.zeros((len(rows), width), np.float32)
+    for i, row in enumerate(rows):
+        n = len(row) - 1
+        out["tokens"][i, :n], out["targets"][i, :n] = row[:-1], row[1:]
+        out["positions"][i, :n], out["segment_ids"][i, :n] = np.arange(n), 1
+        out["mask"][i, prompt - 1 : n] = 1
+    return out
+
+
+def assert_close(left: decoder.Params, right: decoder.Params, atol: float = 1e-6) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), left, right)
+
+
+def test_padding_changes_neither_loss_nor_gradient() -> None:
+    narrow, wide = gradient(PARAMS, batch([8, 12, 5], 16)), gradient(PARAMS, batch([8, 12, 5], 32))
+    assert narrow[0] == pytest.approx(float(wide[0]), abs=1e-6)
+    assert_close(narrow[1], wide[1])
+
+
+def test_packing_changes_neither_loss_nor_gradient() -> None:
+    apart, packed = batch([8, 12, 5], 32), batch([25], 32)
+    for name in apart:
+        packed[name][0] = 0
+        packed[name][0, :25] = np.concatenate([apart[name][i, :n] for i, n in enumerate((8, 12, 5))])
+    packed["segment_ids"][0, :25] = np.repeat([1, 2, 3], [8, 12, 5])
+    left, right = gradient(PARAMS, apart), gradient(PARAMS, packed)
+    assert left[0] == pytest.approx(float(right[0]), abs=1e-6)
+    assert_close(left[1], right[1])
+
+
+def test_the_mean_is_over_tokens_not_over_rows() -> None:
+    both = batch([4, 14], 16)
+    short, long = ({name: array[i : i + 1] for name, array in both.items()} for i in (0, 1))
+    nll = [float(gradient(PARAMS, part)[0]) for part in (short, long)]
+    assert float(gradient(PARAMS, both)[0]) == pytest.approx((2 * nll[0] + 12 * nll[1]) / 14, abs=1e-6)
+
+
+def test_prompt_tokens_are_not_targets() -> None:
+    clean, poisoned = batch([8, 12], 16), batch([8, 12], 16)
+    poisoned["targets"][poisoned["mask"] == 0] = 39
+    left, right = gradient(PARAMS, clean), gradient(PARAMS, poisoned)
+    assert float(left[0]) == float(right[0])
+    assert_close(left[1], right[1], atol=0)
+    values = jnp.asarray([[1.0, jnp.nan, 3.0]])
+    assert [float(v) for v in masked_sum(values, jnp.asarray([[1.0, 0.0, 1.0]]))] == [4.0, 2.0]
+
+
+def test_nll_is_minus_log_softmax_in_float64() -> None:
+    logits = np.random.default_rng(0).normal(0, 5, (2, 3, 40))
+    targets = np.random.default_rng(1).integers(0, 40, (2, 3))
+    exact = -np.log(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
+    wanted = np.take_along_axis(exact, targets[..., None], -1)[..., 0]
+    np.testing.assert_allclose(token_nll(logits, targets), wanted, atol=1e-5)
+
+
+def test_the_gradient_is_the_slope_of_the_loss() -> None:
+    data = batch([8, 12], 16)
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), PARAMS)
+        along = jax.tree.map(
+            lambda a: jax.random.normal(jax.random.key(a.size), a.shape, jnp.float64), params
+        )
+        loss = jax.jit(lambda t: sft_loss(CONFIG, jax.tree.map(lambda p, d: p + t * d, params, along), data))
+        slope = float(jax.jit(jax.grad(loss))(0.0))
+        step = 2e-4  # the norms and the loss itself are computed in float32
+        assert slope == pytest.approx(float(loss(step) - loss(-step)) / (2 * step), rel=2e-3)
+
+
+@pytest.mark.parametrize("shape", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_a_step_on_eight_devices_is_the_step_on_one(shape: dict[str, int]) -> None:
+    # Plain descent: AdamW would blow the last bits of a gradient near zero up to a whole step.
+    optimizer, data, after = optax.sgd(0.1), batch([8, 12, 5, 9, 11, 4, 6, 10], 16), []
+    for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(shape)):
+        where = State(param_shardings(CONFIG, PARAMS, mesh), optimizer.init(PARAMS))
+        state = State(jax.device_put(fresh(), where.params), where.optimizer)
+        run = make_step(CONFIG, optimizer, mesh, where)
+        for _ in range(2):
+            state, metrics = run(state, data)
+        after.append((jax.device_get(state.params), float(metrics["loss"])))
+    assert after[0][1] == pytest.approx(after[1][1], abs=1e-5)
+    assert_close(after[0][0], after[1][0], atol=1e-6)
+
+
+def test_weight_decay_acts_on_matrices_alone() -> None:
+    optimizer = make_optimizer(Stage(init="-", steps=10, learning_rate=1e-2, weight_decay=0.5), 10)
+    still = jax.tree.map(jnp.zeros_like, PARAMS)
+    updates, _ = optimizer.update(still, optimizer.init(PARAMS), PARAMS)
+    assert float(optax.tree.norm(updates["stacks"]["0"]["attention_norm"])) == 0
+    assert float(optax.tree.norm(updates["norm"])) == 0
+    assert float(optax.tree.norm(updates["stacks"]["0"]["ffn"])) > 0
+    assert float(optax.tree.norm(updates["embed"])) > 0
+
+
+def test_schedules_reach_what_they_promise() -> None:
+    common = {"init": "-", "steps": 100, "learning_rate": 1.0, "warmup_steps": 10, "final_learning_rate": 0.1}
+    for schedule, middle in (("cosine", 0.55), ("linear", 0.55), ("constant", 1.0)):
+        rate = learning_rate(Stage(**common, schedule=schedule), 100)
+        assert float(rate(0)) == 0.0
+        assert float(rate(5)) == pytest.approx(0.5)
+        assert float(rate(10)) == pytest.approx(1.0)
+        assert float(rate(55)) == pytest.approx(middle, abs=1e-6)
+        assert float(rate(100)) == pytest.approx(1.0 if schedule == "constant" else 0.1, abs=1e-6)
