@@ -27,7 +27,7 @@ from distill.files import replacing, write_json
 from distill.models import decoder
 from distill.models.config import ModelConfig
 from distill.parallel import runtime
-from distill.parallel.mesh import make_mesh
+from distill.parallel.mesh import BATCH_AXES, make_mesh
 from distill.text.chat import Template
 from distill.text.tokenizer import load_tokenizer
 from distill.training.checkpoints import Steps
@@ -37,6 +37,9 @@ from distill.training.step import make_step
 
 SCHEDULING = {"checkpoint_every", "log_every"}
 """Settings that decide when a run writes, not what it computes."""
+
+PATIENCE = 60.0
+"""Seconds that a second trainer waits for the first to leave the folder."""
 
 
 def train(
@@ -69,15 +72,22 @@ def fit(init: Path, examples: Examples, folder: Path, stage: Stage, name: str) -
         raise DistillError(
             f"stage {name}: warmup_steps is {stage.warmup_steps}, the run has {steps} steps: lower it"
         )
+    mesh, optimizer = make_mesh(), make_optimizer(stage, steps)
+    rows = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if stage.batch_size % rows:
+        raise DistillError(
+            f"stage {name}: batch_size {stage.batch_size} cannot be split over {rows} devices: "
+            f"take a multiple of {rows}"
+        )
     loader = Loader(examples, stage.batch_size, stage.seed)
     identity = {
         "init": info.digest,
         "examples": examples.digest(),
         "stage": stage.model_dump(exclude=SCHEDULING),
+        "mesh": dict(mesh.shape),
         "code": closure.digest(Path(__file__)),
         "jax": jax.__version__,
     }
-    mesh, optimizer = make_mesh(), make_optimizer(stage, steps)
     with _alone(folder), _until_told() as told:
         kept = Steps(folder / "steps", identity)
         config, state, where = initial_state(init, optimizer, mesh)
@@ -170,9 +180,12 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         process = owner.read_text().strip() if owner.exists() else "unknown"
-        print(f"process {process} is training in {folder}: waiting up to a minute for it", file=sys.stderr)
+        print(
+            f"process {process} is training in {folder}: waiting up to {PATIENCE:.0f} s",
+            file=sys.stderr,
+        )
         try:
-            lock.acquire(timeout=60)
+            lock.acquire(timeout=PATIENCE)
         except Timeout:
             raise DistillError(
                 f"process {process} is training in {folder}: wait for it, or stop it (kill {process})"

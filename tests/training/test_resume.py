@@ -1,0 +1,176 @@
+"""An interrupted run ends in the bits of one that was not, and says each step once."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from tiny_models import tiny_llama
+
+from distill.checkpoints.convert import import_checkpoint
+from distill.checkpoints.store import read_info
+from distill.config import Stage
+from distill.data.loader import Loader
+from distill.data.masking import Examples
+from distill.errors import DistillError
+from distill.files import read_json, read_jsonl
+from distill.training import loop
+from distill.training.loop import fit
+
+STAGE = Stage(
+    init="-", steps=12, batch_size=8, learning_rate=3e-3, warmup_steps=2, checkpoint_every=4, log_every=3
+)
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    import_checkpoint(tiny_llama(folder / "hf"), folder / "params", dtype="float32", origin="tiny")
+    return folder / "params"
+
+
+@pytest.fixture(scope="module")
+def examples() -> Examples:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(4, 12, 10)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    mask = np.ones(offsets[-1], np.uint8)
+    return Examples(rng.integers(6, 35, offsets[-1]).astype(np.int32), mask, offsets, {})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(init: Path, examples: Examples, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    fit(init, examples, folder, STAGE, "sft")
+    return folder
+
+
+class Cut(Exception):
+    """The end of a process, as far as the loop can tell."""
+
+
+def disturb(monkeypatch: pytest.MonkeyPatch, step: int, what) -> None:
+    """Do `what` when batch `step` is asked for."""
+    batch = Loader.batch
+
+    def disturbed(self: Loader, index: int) -> dict:
+        if index == step:
+            what()
+        return batch(self, index)
+
+    monkeypatch.setattr(Loader, "batch", disturbed)
+
+
+def cut_at(step: int, init: Path, examples: Examples, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends without a word when it asks for batch `step`."""
+
+    def cut() -> None:
+        raise Cut
+
+    with monkeypatch.context() as patch:
+        disturb(patch, step, cut)
+        with pytest.raises(Cut):
+            fit(init, examples, folder, STAGE, "sft")
+
+
+def same(left: Path, right: Path) -> None:
+    assert read_info(left / "params").digest == read_info(right / "params").digest
+    final = [{k: v for k, v in read_json(f / "final.json").items() if k != "seconds"} for f in (left, right)]
+    assert final[0] == final[1]
+    timed = ("seconds", "tokens_per_second")
+    rows = [
+        [{k: v for k, v in row.items() if k not in timed} for row in read_jsonl(f / "metrics.jsonl")]
+        for f in (left, right)
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("step", [2, 5, 11])
+def test_a_cut_run_ends_in_the_same_bits(
+    init, examples, undisturbed, tmp_path, monkeypatch, step: int
+) -> None:
+    cut_at(step, init, examples, tmp_path, monkeypatch)
+    assert not (tmp_path / "params").exists()
+    fit(init, examples, tmp_path, STAGE, "sft")
+    same(tmp_path, undisturbed)
+    assert not (tmp_path / "steps").exists()
+
+
+def test_sigterm_saves_the_step_it_is_at(init, examples, undisturbed, tmp_path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        disturb(patch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(DistillError, match="told to stop and saved step 7"):
+            fit(init, examples, tmp_path, STAGE, "sft")
+    asked = []
+    with monkeypatch.context() as patch:
+        batch = Loader.batch
+        patch.setattr(Loader, "batch", lambda self, index: asked.append(index) or batch(self, index))
+        fit(init, examples, tmp_path, STAGE, "sft")
+    assert asked == [7, 8, 9, 10, 11]
+    same(tmp_path, undisturbed)
+
+
+def test_a_damaged_step_falls_back_to_the_one_before(
+    init, examples, undisturbed, tmp_path, monkeypatch, capsys
+) -> None:
+    with monkeypatch.context() as patch:
+        disturb(patch, 9, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(DistillError, match="saved step 10"):
+            fit(init, examples, tmp_path, STAGE, "sft")
+    cut = [file for file in (tmp_path / "steps" / "10").rglob("*") if file.is_file()]
+    for file in cut:
+        if file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:500])
+    fit(init, examples, tmp_path, STAGE, "sft")
+    assert "step 10 cannot be read" in capsys.readouterr().err
+    same(tmp_path, undisturbed)
+
+
+def test_other_settings_start_over(init, examples, tmp_path, monkeypatch) -> None:
+    cut_at(6, init, examples, tmp_path, monkeypatch)
+    asked = []
+    batch = Loader.batch
+    monkeypatch.setattr(Loader, "batch", lambda self, index: asked.append(index) or batch(self, index))
+    fit(init, examples, tmp_path, STAGE.model_copy(update={"learning_rate": 1e-3}), "sft")
+    assert asked[0] == 0
+
+
+def test_how_often_it_saves_and_logs_is_no_other_setting(init, examples, undisturbed, tmp_path) -> None:
+    fit(init, examples, tmp_path, STAGE.model_copy(update={"checkpoint_every": 5, "log_every": 1}), "sft")
+    assert read_info(tmp_path / "params").digest == read_info(undisturbed / "params").digest
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == list(range(1, 13))
+
+
+def test_a_loss_that_is_no_number_names_its_step_and_is_not_saved(init, examples, tmp_path) -> None:
+    wild = STAGE.model_copy(update={"learning_rate": 1e30, "clip_norm": 1e30})
+    with pytest.raises(DistillError, match=r"stage sft: loss .* at step \d+: lower learning_rate"):
+        fit(init, examples, tmp_path, wild, "sft")
+    assert not (tmp_path / "params").exists()
+    assert not list((tmp_path / "steps").glob("[0-9]*"))
+
+
+def test_a_second_trainer_is_kept_out_and_told_who_is_there(
+    init, examples, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(loop, "PATIENCE", 0.2)
+    (tmp_path / "steps.pid").write_text("4711\n")
+    with FileLock(tmp_path / "steps.lock"), pytest.raises(DistillError, match="process 4711 is training in"):
+        fit(init, examples, tmp_path, STAGE, "sft")
+    assert "waiting up to" in capsys.readouterr().err
+
+
+def test_metrics_hold_what_was_learned(undisturbed, examples) -> None:
+    rows = read_jsonl(undisturbed / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 3, 6, 9, 12]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    learned = sum(int(Loader(examples, 8, 0).batch(step)["mask"].sum()) for step in range(12))
+    assert rows[-1]["tokens"] == read_json(undisturbed / "final.json")["tokens"] == learned
+    assert json.loads((undisturbed / "final.json").read_text())["examples"] == len(examples)
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused(init, examples, tmp_path) -> None:
+    with pytest.raises(DistillError, match="batch_size 6 cannot be split over 8 devices"):
+        fit(init, examples, tmp_path, STAGE.model_copy(update={"batch_size": 6}), "sft")
