@@ -1,0 +1,119 @@
+"""A recipe is right as a whole before anything runs, and what is wrong is said in one line."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distill.config import load_recipe, read_recipe
+from distill.errors import DistillError
+
+RECIPE = {
+    "run": "test",
+    "models": {"teacher": {"source": "org/teacher"}, "student": {"source": "org/student"}},
+    "prompts": {"source": "prompts.jsonl"},
+    "stages": {"sft": {"init": "student", "steps": 10}},
+}
+
+
+def changed(path: str, value: object) -> dict:
+    """RECIPE with the setting at a dotted path replaced."""
+    recipe = copy.deepcopy(RECIPE)
+    *parents, name = path.split(".")
+    node = recipe
+    for parent in parents:
+        node = node.setdefault(parent, {})
+    node[name] = value
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("promts", {}, "promts is not a setting (did you mean prompts?)"),
+        ("prompts.batchsize", 3, "prompts.batchsize is not a setting (did you mean batch_size?)"),
+        ("stages.sft.lerning_rate", 1, "stages.sft.lerning_rate is not a setting (did you mean learning_rate?)"),
+        ("generation.sampling.temprature", 1, "did you mean temperature?"),
+        ("student", "pupil", "student: pupil is not among models"),
+        ("stages.sft.init", "studnet", "stages.sft.init: studnet is neither a model nor a stage (did you mean student?)"),
+        ("stages.sft.init", "sft", "stages form a cycle: sft → sft"),
+        ("stages.teacher", {"init": "student", "steps": 1}, "teacher: both a model and a stage"),
+        ("stages.sft.objective", "logits", "objective logits is not built yet"),
+        ("stages.sft.epochs", 1, "give either steps or epochs"),
+        ("stages.sft.warmup_steps", 10, "warmup_steps (10) must be smaller than steps (10)"),
+        ("run", "a/b", "run: 'a/b' must be a plain name"),
+        ("run", "models", "`models` is the folder that all runs share"),
+        ("generation.max_prefill_length", 2048, "must be smaller than max_target_length (2048)"),
+        ("generation.sampling", {"strategy": "topk"}, "strategy topk needs top_k"),
+        ("generation.sampling", {"strategy": "weighted", "top_p": 0.9}, "strategy weighted does not use top_p"),
+        ("generation.sampling", {"temperature": 0}, "generation.sampling.temperature is 0: input should be greater"),
+        ("prompts.num_batches", 0, "must be 1 or more, or `all`"),
+        ("models.teacher.dtype", "float8", "models.teacher.dtype is 'float8'"),
+        ("dataset.verifier", {"name": "exact_match"}, "dataset.verifier needs prompts.reference"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_its_remedy(path: str, value: object, said: str) -> None:
+    with pytest.raises(DistillError) as error:
+        load_recipe(changed(path, value))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_greedy_samples_of_one_prompt_would_be_equal() -> None:
+    with pytest.raises(DistillError, match="num_generations must be 1"):
+        load_recipe(changed("generation", {"num_generations": 2, "sampling": {"strategy": "greedy"}}))
+
+
+def test_all_faults_are_in_one_error() -> None:
+    recipe = changed("promts", {}) | {"run": "a/b"}
+    del recipe["models"]
+    with pytest.raises(DistillError) as error:
+        load_recipe(recipe)
+    for part in ("promts", "a/b", "models is missing"):
+        assert part in str(error.value)
+
+
+def test_stages_may_build_on_each_other() -> None:
+    recipe = load_recipe(changed("stages.again", {"init": "sft", "data": "original", "epochs": 1}))
+    assert recipe.lineage("again") == ["again", "sft"]
+    with pytest.raises(DistillError, match="cycle: again → sft → again"):
+        load_recipe(
+            changed("stages", {"again": {"init": "sft", "steps": 1}, "sft": {"init": "again", "steps": 1}})
+        )
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_recipe(RECIPE).run = "other"
+
+
+def test_two_models_of_one_name_have_folders_of_their_own() -> None:
+    ids = {load_recipe(changed("models.teacher", model)).models["teacher"].id8 for model in (
+        {"source": "org/teacher"}, {"source": "org/teacher", "revision": "abc"},
+        {"source": "org/teacher", "dtype": "bfloat16"}, {"source": "org/other"},
+    )}  # fmt: skip
+    assert len(ids) == 4
+
+
+def test_the_default_recipe_is_valid_and_every_setting_in_it_is_known(root: Path) -> None:
+    recipe = read_recipe(root / "config.yaml")
+    assert recipe.run == "demo"
+    assert (recipe.teacher, recipe.student) == ("teacher", "student")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("run: [", "is not YAML"), ("- run", "is not a mapping"), ("", "is not a mapping")]
+)
+def test_a_recipe_that_is_no_recipe(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(DistillError, match=said):
+        read_recipe(tmp_path / "recipe.yaml")
+    with pytest.raises(DistillError, match="does not exist"):
+        read_recipe(tmp_path / "none.yaml")
+
+
+def test_every_recipe_in_the_repository_is_valid(root: Path) -> None:
+    for path in sorted((root / "recipes").glob("*.yaml")):
+        assert read_recipe(path).run == path.stem
+        assert yaml.safe_load(path.read_text())["run"] == path.stem
