@@ -36,7 +36,7 @@ def changed(path: str, value: object) -> dict:
         ("stages.sft.lerning_rate", 1, "stages.sft.lerning_rate is not a setting (did you mean learning_rate?)"),
         ("generation.sampling.temprature", 1, "did you mean temperature?"),
         ("student", "pupil", "student: pupil is not among models"),
-        ("stages.sft.init", "studnet", "stages.sft.init: studnet is neither a model nor a stage (did you mean student?)"),
+        ("stages.sft.init", "studnet", "studnet is neither a model nor a stage (did you mean student?)"),
         ("stages.sft.init", "sft", "stages form a cycle: sft → sft"),
         ("stages.teacher", {"init": "student", "steps": 1}, "teacher: both a model and a stage"),
         ("stages.sft.objective", "logits", "objective logits is not built yet"),
@@ -78,9 +78,7 @@ def test_stages_may_build_on_each_other() -> None:
     recipe = load_recipe(changed("stages.again", {"init": "sft", "data": "original", "epochs": 1}))
     assert recipe.lineage("again") == ["again", "sft"]
     with pytest.raises(DistillError, match="cycle: again → sft → again"):
-        load_recipe(
-            changed("stages", {"again": {"init": "sft", "steps": 1}, "sft": {"init": "again", "steps": 1}})
-        )
+        load_recipe(changed("stages", {"again": {"init": "sft", "steps": 1}, "sft": {"init": "again", "steps": 1}}))
 
 
 def test_settings_cannot_be_changed() -> None:

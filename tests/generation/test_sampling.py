@@ -115,9 +115,7 @@ def test_uniforms_depend_on_seed_sample_and_position_alone() -> None:
     seeds = np.asarray([[1, 2], [3, 4], [1, 2]], np.uint32)
     samples, positions = np.asarray([0, 1, 0]), np.asarray([5, 6, 7])
     drawn = np.asarray(uniforms(seeds, samples, positions))
-    alone = [
-        np.asarray(uniforms(seeds[i : i + 1], samples[i : i + 1], positions[i : i + 1]))[0] for i in range(3)
-    ]
+    alone = [np.asarray(uniforms(seeds[i : i + 1], samples[i : i + 1], positions[i : i + 1]))[0] for i in range(3)]
     np.testing.assert_array_equal(drawn, alone)
     assert len(np.unique(drawn)) == 6
     assert (drawn >= 0).all()

@@ -1,0 +1,82 @@
+"""Scores are what the model does: greedy answers judged, references weighed."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny_models import tiny_llama
+
+from distill.checkpoints.convert import import_checkpoint
+from distill.checkpoints.store import load_weights
+from distill.config import Evaluation, Generation
+from distill.errors import DistillError
+from distill.evaluation.score import evaluate
+from distill.files import read_json, write_jsonl
+from distill.models import decoder
+from distill.text.chat import example_tokens
+from distill.text.tokenizer import load_tokenizer
+
+GENERATION = Generation(max_prefill_length=20, max_target_length=40)
+WORDS = ["abc", "hello", "a", "some words here", "z"]
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    import_checkpoint(tiny_llama(folder / "hf"), folder / "params", dtype="float32", origin="tiny")
+    return folder / "params"
+
+
+def score(params: Path, rows: list[dict], folder: Path, **changes) -> dict:
+    write_jsonl(folder / "rows.jsonl", rows)
+    settings = Evaluation(source=str(folder / "rows.jsonl"), batch_size=2, **changes)
+    evaluate(params, settings, GENERATION, folder / "out.json", name="tiny", template="tokenizer")
+    return read_json(folder / "out.json")
+
+
+def asked(words: list[str], references: list[str] | None = None) -> list[dict]:
+    rows = [{"messages": [{"role": "user", "content": word}]} for word in words]
+    return [row | {"right": r} for row, r in zip(rows, references or [], strict=True)] if references else rows
+
+
+def test_nll_is_the_mean_over_all_reference_tokens(params: Path, tmp_path: Path) -> None:
+    scores = score(params, asked(WORDS, WORDS), tmp_path, reference="right")
+    tokenizer = load_tokenizer(params / "tokenizer")
+    config, weights = load_weights(params)
+    total, count = 0.0, 0
+    for word, answer in zip(WORDS, scores["answers"], strict=True):
+        turns = [{"role": "user", "content": word}, {"role": "assistant", "content": word}]
+        ids, mask = example_tokens(tokenizer, turns, "tokenizer")
+        logits = decoder.logits(config, weights, decoder.forward(config, weights, np.asarray([ids[:-1]])))
+        known = jax.nn.log_softmax(logits[0, :, : tokenizer.real_vocab])
+        own = [-float(known[i, ids[i + 1]]) for i in range(len(ids) - 1) if mask[i + 1]]
+        assert answer["nll"] == pytest.approx(np.mean(own), abs=1e-4)
+        total, count = total + sum(own), count + len(own)
+    assert scores["tokens"] == count == sum(len(word) + 1 for word in WORDS)  # the EOS counts
+    assert scores["nll"] == pytest.approx(total / count, abs=1e-4)
+
+
+def test_exact_match_is_the_share_of_right_answers(params: Path, tmp_path: Path) -> None:
+    given = [row["answer"] for row in score(params, asked(WORDS), tmp_path)["answers"]]
+    scores = score(params, asked(WORDS, [f" {given[0]} ", *("wrong" for _ in WORDS[1:])]), tmp_path, reference="right")
+    ended = scores["answers"][0]["finish_reason"] == "stop"
+    assert scores["correct"] == int(ended)  # an answer that ran into the limit is not a right one
+    assert scores["exact_match"] == int(ended) / len(WORDS)
+    assert [row["answer"] for row in scores["answers"]] == given
+
+
+def test_without_references_there_are_answers_and_no_scores(params: Path, tmp_path: Path) -> None:
+    scores = score(params, asked(WORDS), tmp_path)
+    assert (scores["exact_match"], scores["nll"], scores["count"]) == (None, None, len(WORDS))
+    assert all(row["correct"] is None for row in scores["answers"])
+
+
+def test_a_prompt_without_room_for_an_answer_is_named(params: Path, tmp_path: Path) -> None:
+    with pytest.raises(DistillError, match=r"tiny: held-out prompt .* has 42 tokens, .* may have 40: raise"):
+        score(params, asked(["a" * 40]), tmp_path)
+
+
+def test_limit_takes_the_first_rows(params: Path, tmp_path: Path) -> None:
+    scores = score(params, asked(WORDS, WORDS), tmp_path, reference="right", limit=2)
+    assert [row["messages"][0]["content"] for row in scores["answers"]] == WORDS[:2]
