@@ -142,7 +142,6 @@ def test_each_device_reads_its_part_alone(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_import_holds_few_tensors_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_llama(tmp_path / "hf", intermediate_size=4096, num_hidden_layers=8)
-    monkeypatch.setattr(store, "BATCH_BYTES", 200_000)
     monkeypatch.setattr(store, "PENDING_BYTES", 1_000_000)
     largest, total = 4 * 32 * 4096, sum(value.nbytes for value in tensors(folder).values())
     bound = 1_000_000 + 3 * largest + 1_000_000  # the last for what is no tensor

@@ -57,9 +57,7 @@ def read_weight(
     return out
 
 
-def their_tensors(
-    weights: Iterable[Weight], read: Callable[[Weight], np.ndarray]
-) -> Iterator[tuple[str, np.ndarray]]:
+def their_tensors(weights: Iterable[Weight], read: Callable[[Weight], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     """Tensors in their names and shapes; `read(weight)` gives ours. Parts of a fused tensor are joined."""
     waiting: dict[str, list[tuple[int, np.ndarray]]] = {}
     for weight in weights:
@@ -127,12 +125,15 @@ def _write_shard(out: Path, plan: Plan, tensors: Iterator[tuple[str, np.ndarray]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the data is aligned
     with out.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for entry in plan:
-            name, value = next(tensors)
-            if (name, value.dtype, value.shape) != entry:
-                raise AssertionError(f"{name} {value.dtype} {value.shape} came, planned was {entry}")
-            file.write(raw_bytes(value))
+        try:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for entry in plan:
+                name, value = next(tensors)
+                if (name, value.dtype, value.shape) != entry:
+                    raise AssertionError(f"{name} {value.dtype} {value.shape} came, planned was {entry}")
+                file.write(raw_bytes(value))
+        except OSError as error:  # a full disk; it does not say where
+            raise OSError(error.errno, error.strerror, str(out)) from None
 
 
 def _size(entry: tuple[str, np.dtype, tuple[int, ...]]) -> int:

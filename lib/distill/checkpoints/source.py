@@ -101,9 +101,7 @@ class HfWeights:
         faults += [f"{name} is unknown" for name in sorted(found - set(wanted))]
         for name in sorted(found & set(wanted)):
             if self.tensors[name].shape != wanted[name]:
-                faults.append(
-                    f"{name} has shape {list(self.tensors[name].shape)}, expected {list(wanted[name])}"
-                )
+                faults.append(f"{name} has shape {list(self.tensors[name].shape)}, expected {list(wanted[name])}")
         if faults:
             shown = "; ".join(faults[:20]) + (f"; and {len(faults) - 20} more" if len(faults) > 20 else "")
             raise DistillError(f"{self.folder}: tensors and config.json disagree: {shown}")
@@ -114,16 +112,15 @@ class HfWeights:
             return False
         step = max(1, (1 << 24) // max(1, a.shape[-1]))
         rows = (slice(i, i + step) for i in range(0, a.shape[0], step))
-        return all(self.read(left, (r,)).tobytes() == self.read(right, (r,)).tobytes() for r in rows)
+        index = [(r, *[slice(None)] * (len(a.shape) - 1)) for r in rows]
+        return all(self.read(left, i).tobytes() == self.read(right, i).tobytes() for i in index)
 
 
 def _files(folder: Path) -> list[Path]:
     if (folder / INDEX).exists():
         names = sorted(set(_index(folder).values()))
         if lost := [name for name in names if not (folder / name).exists()]:
-            raise DistillError(
-                f"{folder}: {INDEX} names {', '.join(lost)}, which is not there: fetch the folder again"
-            )
+            raise DistillError(f"{folder}: {INDEX} names {', '.join(lost)}, which is not there: fetch the folder again")
         return [folder / name for name in names]
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]

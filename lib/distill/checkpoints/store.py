@@ -13,7 +13,7 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,10 @@ TOKENIZER_FILES = (
     "generation_config.json", "config.json",
 )  # fmt: skip
 CHUNK_BYTES = 64_000_000  # a process that wants a part of a weight reads the chunks that the part lies in
-BATCH_BYTES = 32_000_000  # weights are handed over in batches of at least this
 PENDING_BYTES = 300_000_000  # read, and not yet on disk
-# Orbax reports each save at INFO and its own internals at WARNING; what matters arrives as an exception.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax reports each save at INFO, its internals at WARNING and a full disk at ERROR with a traceback from its
+# thread; what matters arrives as an exception.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class ModelInfo(BaseModel):
@@ -116,9 +116,10 @@ def save_weights(folder: Path, tree: decoder.Params) -> str:
     try:
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(folder.absolute(), args=arguments)
-    except ValueError as error:  # how tensorstore reports what the system says
+    except Exception as error:
+        stream.wait()  # else what is still being written comes back after the folder's removal
         for number in (errno.ENOSPC, errno.EDQUOT):
-            if os.strerror(number) in str(error):
+            if os.strerror(number) in str(error):  # tensorstore says it in words only
                 raise OSError(number, os.strerror(number), str(folder)) from None
         raise
     return _total(stream.digests)
@@ -130,26 +131,29 @@ class _Stream(ocp.type_handlers.NumpyHandler):
     def __init__(self) -> None:
         super().__init__(deepcopy_host_arrays=False)
         self.digests: dict[str, bytes] = {}
+        self.writing: deque[tuple[int, Any]] = deque()
 
     async def serialize(
         self, values: Sequence[Lazy], infos: Sequence[Any], args: Sequence[Any] | None = None
     ) -> Sequence[Any]:
-        """Read, hash and hand over a batch at a time, while those before it are written."""
-        args = args or [ocp.SaveArgs()] * len(values)
-        batch, pending = [], deque()
-        for number, (leaf, info, arg) in enumerate(zip(values, infos, args, strict=True), 1):
+        """Read, hash and hand over one weight at a time, while those before it are written.
+
+        One write a call: when it fails, Orbax closes the event loop under others of the same call.
+        """
+        for leaf, info, arg in zip(values, infos, args or [ocp.SaveArgs()] * len(values), strict=True):
             value = leaf.read()
             self.digests[info.name] = leaf_digest(info.name, value)
-            batch.append((value, info, arg))
-            size = sum(value.nbytes for value, _, _ in batch)
-            if size < BATCH_BYTES and number < len(values):
-                continue
-            (written,) = await super().serialize(*zip(*batch, strict=True))
-            pending.append((size, written))
-            batch = []
-            while sum(size for size, _ in pending) > PENDING_BYTES:
-                pending.popleft()[1].result()
-        return [written for _, written in pending]
+            (written,) = await super().serialize([value], [info], [arg])
+            self.writing.append((value.nbytes, written))
+            while sum(size for size, _ in self.writing) > PENDING_BYTES:
+                self.writing.popleft()[1].result()
+        return [written for _, written in self.writing]
+
+    def wait(self) -> None:
+        """Until nothing is being written any more, failed or not."""
+        for _, written in self.writing:
+            with suppress(Exception):
+                written.result()
 
 
 def load_weights(
@@ -163,12 +167,8 @@ def load_weights(
     """
     info = read_info(params)
     config, dtype = info.architecture, dtype or info.dtype
-    tree = nest(
-        {path: _abstract(config, axes, mesh, dtype) for path, axes in decoder.weight_axes(config).items()}
-    )
-    arguments = ocp.args.PyTreeRestore(
-        item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
-    )
+    tree = nest({path: _abstract(config, axes, mesh, dtype) for path, axes in decoder.weight_axes(config).items()})
+    arguments = ocp.args.PyTreeRestore(item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
     with _restoring(params), _checkpointer() as checkpointer:
         weights = checkpointer.restore((params / "weights").absolute(), args=arguments)
     return config, decoder.stack(config, weights) if scanned else weights
@@ -252,6 +252,4 @@ def _restoring(params: Path) -> Iterator[None]:
         yield
     except (FileNotFoundError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise DistillError(
-            f"{params}/weights cannot be restored ({reason}): delete {params} and run again"
-        ) from error
+        raise DistillError(f"{params}/weights cannot be restored ({reason}): delete {params} and run again") from error
