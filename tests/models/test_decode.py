@@ -94,9 +94,7 @@ def test_latent_attention_holds_latents() -> None:
 
 
 def test_a_ring_of_four_after_six_positions() -> None:
-    np.testing.assert_array_equal(
-        held(jnp.array([5, 1, -1]), 4), [[4, 5, 2, 3], [0, 1, -2, -1], [-4, -3, -2, -1]]
-    )
+    np.testing.assert_array_equal(held(jnp.array([5, 1, -1]), 4), [[4, 5, 2, 3], [0, 1, -2, -1], [-4, -3, -2, -1]])
 
 
 def test_longrope_with_a_cache_asks_how_long_sequences_may_get() -> None:

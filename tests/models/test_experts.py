@@ -50,9 +50,7 @@ def test_the_sum_is_that_of_each_token_s_experts(weights, plain) -> None:
     np.testing.assert_allclose(plain[0], one_by_one(weights), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "shape", [None, {"expert": 4, "fsdp": 2}, {"expert": 2, "tensor": 2, "data": 2}, {"fsdp": 8}]
-)
+@pytest.mark.parametrize("shape", [None, {"expert": 4, "fsdp": 2}, {"expert": 2, "tensor": 2, "data": 2}, {"fsdp": 8}])
 @pytest.mark.parametrize("way", ["scan", "ragged"])
 def test_values_and_gradients_are_those_of_one_device(weights, plain, way: Way, shape) -> None:
     """The router's gradient too: inside shard_map it goes wrong without an error, if one lets it."""
@@ -61,9 +59,7 @@ def test_values_and_gradients_are_those_of_one_device(weights, plain, way: Way, 
     np.testing.assert_allclose(value, plain[0], rtol=1e-5)
     assert gradient.keys() == plain[1].keys()
     for name, wanted in plain[1].items():
-        np.testing.assert_allclose(
-            gradient[name], wanted, atol=2e-5 * float(jnp.abs(wanted).max()), err_msg=name
-        )
+        np.testing.assert_allclose(gradient[name], wanted, atol=2e-5 * float(jnp.abs(wanted).max()), err_msg=name)
 
 
 def test_a_token_does_not_see_its_neighbours(weights) -> None:
@@ -81,9 +77,7 @@ def asked(experts: Experts, scores: list[float], bias: list[float] | None = None
     """Expert → weight, for router logits that give these scores."""
     probability = np.array(scores)
     logits = np.log(probability) if experts.scores == "softmax" else np.log(probability / (1 - probability))
-    chosen, shares = route(
-        experts, jnp.asarray(logits)[None, None], None if bias is None else jnp.asarray(bias)
-    )
+    chosen, shares = route(experts, jnp.asarray(logits)[None, None], None if bias is None else jnp.asarray(bias))
     return {int(e): round(float(share), 4) for e, share in zip(chosen[0, 0], shares[0, 0], strict=True)}
 
 

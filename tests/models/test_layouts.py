@@ -43,9 +43,7 @@ def test_gradients_do_not_depend_on_layout_or_recomputation() -> None:
     @partial(jax.jit, static_argnums=1, compiler_options=QUICKLY)
     def gradient(params: decoder.Params, remat: bool) -> decoder.Params:
         def loss(params: decoder.Params) -> jax.Array:
-            return jax.nn.log_softmax(logits.__wrapped__(config, params, inputs, remat=remat))[
-                0, :96, 3
-            ].mean()
+            return jax.nn.log_softmax(logits.__wrapped__(config, params, inputs, remat=remat))[0, :96, 3].mean()
 
         return jax.grad(loss)(params)
 

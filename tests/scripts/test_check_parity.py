@@ -14,9 +14,7 @@ import pytest
 def run(root: Path, source: Path, reference: Path, out: Path, *more: str) -> subprocess.CompletedProcess:
     command = [sys.executable, root / "scripts/check_parity.py", "--source", source, "--reference", reference]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(out.parent / "jax")}
-    return subprocess.run(
-        [*command, "--out", out, *more], capture_output=True, text=True, env=environment, check=False
-    )
+    return subprocess.run([*command, "--out", out, *more], capture_output=True, text=True, env=environment, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -80,9 +80,7 @@ def attention_weights(config: ModelConfig, scores: Array, mask: Array) -> Array:
     return jax.nn.softmax(jnp.where(mask, scores, -0.7 * jnp.finfo(jnp.float32).max), axis=-1)
 
 
-def causal_mask(
-    segments: Int[Array, "B T"], window: int | Int[Array, ""] | None = None
-) -> Bool[Array, "B T T"]:
+def causal_mask(segments: Int[Array, "B T"], window: int | Int[Array, ""] | None = None) -> Bool[Array, "B T T"]:
     """Who sees whom without a cache; padding (segment 0) sees only itself: its softmax stays finite."""
     length = segments.shape[1]
     query, key = jnp.arange(length)[:, None], jnp.arange(length)[None, :]

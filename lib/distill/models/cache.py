@@ -48,9 +48,7 @@ def write(
     cache: Float[Array, "B ... S H"], new: Float[Array, "B ... T H"], slots: Int[Array, "B T"]
 ) -> Float[Array, "B ... S H"]:
     """Put new[b, ..., t, :] at cache[b, ..., slots[b, t], :]; slots beyond it (a pad's) are dropped."""
-    return jax.vmap(lambda c, n, s: c.at[..., s, :].set(n, mode="drop", unique_indices=True))(
-        cache, new, slots
-    )
+    return jax.vmap(lambda c, n, s: c.at[..., s, :].set(n, mode="drop", unique_indices=True))(cache, new, slots)
 
 
 def write_slots(positions: Int[Array, "B T"], valid: Int[Array, "B T"], slots: int) -> Int[Array, "B T"]:

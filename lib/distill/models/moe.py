@@ -95,9 +95,7 @@ def answer(
     if mesh is None or mesh.size == 1:
         return run(0, experts, x, chosen, shares)
     rows = batch_spec(mesh, x.shape[0])
-    specs = [
-        weight_spec(mesh, axes, w.shape) for axes, w in zip(("E X D", "E X D", "E D X"), experts, strict=True)
-    ]
+    specs = [weight_spec(mesh, axes, w.shape) for axes, w in zip(("E X D", "E X D", "E D X"), experts, strict=True)]
     specs = tuple(PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec)) for spec in specs)
     parts = tuple(axis for axis in specs[0] if axis is not None)
 
@@ -107,9 +105,7 @@ def answer(
 
     # Without check_vma=False the order that `_by_group` sorts into counts as the same on every device, and
     # the router's gradient comes out wrong without an error.
-    spread = jax.shard_map(
-        part, mesh=mesh, in_specs=(specs, rows, rows, rows), out_specs=rows, check_vma=False
-    )
+    spread = jax.shard_map(part, mesh=mesh, in_specs=(specs, rows, rows, rows), out_specs=rows, check_vma=False)
     return spread(experts, x, chosen, shares)
 
 
@@ -150,9 +146,7 @@ def _permuted(rows: Float[Array, "M D"], order: Int[Array, "M"]) -> Float[Array,
     return rows.at[order].get(unique_indices=True, mode="promise_in_bounds")
 
 
-def _grouped(
-    rows: Float[Array, "M D"], weights: Float[Array, "E F D"], sizes: Int[Array, "E"]
-) -> Float[Array, "M F"]:
+def _grouped(rows: Float[Array, "M D"], weights: Float[Array, "E F D"], sizes: Int[Array, "E"]) -> Float[Array, "M F"]:
     """Consecutive rows, sizes[e] of them, times the transpose of weights[e]."""
     dimensions = jax.lax.RaggedDotDimensionNumbers(
         dot_dimension_numbers=(((1,), (2,)), ((), ())), lhs_ragged_dimensions=(0,), rhs_group_dimensions=(0,)

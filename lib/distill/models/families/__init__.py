@@ -47,6 +47,8 @@ def weight_rows(config: ModelConfig) -> list[Row]:
 def _fault(config: ModelConfig) -> str | None:
     """What cannot be true of any model of this configuration."""
     experts = config.experts
+    if not config.layers:
+        return "no layers"
     if empty := [name for name, size in config.sizes.items() if size < 1 and name not in "QY"]:
         return f"axes {', '.join(empty)} are empty"
     if config.heads % config.kv_heads:

@@ -28,6 +28,10 @@ class HfConfig:
         """A whole number."""
         return int(self._typed(name, default, int))
 
+    def number_or_none(self, name: str) -> float | None:
+        """A number, or None where the field is absent or null."""
+        return None if self.get(name) is None else self.float(name)
+
     def float(self, name: str, default: float | None = None) -> float:
         """A number."""
         return float(self._typed(name, default, (int, float)))
@@ -162,9 +166,7 @@ def rope_from_hf(hf: HfConfig, width: int, theta: float = 10000.0, values: HfCon
         return rope
     longest = hf.int("max_position_embeddings", 2048)
     # Phi-3 and some others keep it outside the scaling; then it counts.
-    original = hf.int(
-        "original_max_position_embeddings", values.int("original_max_position_embeddings", longest)
-    )
+    original = hf.int("original_max_position_embeddings", values.int("original_max_position_embeddings", longest))
     if kind == "linear":
         scaling = Scaling(kind="linear", factor=values.float("factor"))
     elif kind == "llama3":
@@ -183,14 +185,16 @@ def rope_from_hf(hf: HfConfig, width: int, theta: float = 10000.0, values: HfCon
             beta_fast=values.float("beta_fast", 32.0),
             beta_slow=values.float("beta_slow", 1.0),
             truncate=values.bool("truncate", True),
-            **{name: values.get(name) for name in ("mscale", "mscale_all_dim", "attention_factor")},
+            mscale=values.number_or_none("mscale"),
+            mscale_all_dim=values.number_or_none("mscale_all_dim"),
+            attention_factor=values.number_or_none("attention_factor"),
         )
     elif kind in ("longrope", "su"):
         scaling = Scaling(
             kind="longrope",
             factor=values.float("factor", longest / original),
             original=original,
-            attention_factor=values.get("attention_factor"),
+            attention_factor=values.number_or_none("attention_factor"),
             short=values.numbers("short_factor"),
             long=values.numbers("long_factor"),
         )

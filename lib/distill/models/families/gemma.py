@@ -49,7 +49,7 @@ def _base(hf: HfConfig, full_every: int, local_rope: int) -> dict[str, Any]:
 
 def _softcap(hf: HfConfig, name: str, default: float | None) -> float | None:
     """A soft cap; null, other than an absent field, says that there is none."""
-    return hf.float(name, default) if hf.get(name) or (name not in hf.values and default) else None
+    return hf.number_or_none(name) if name in hf.values else default
 
 
 def _to_hf(config: ModelConfig) -> dict[str, Any]:
