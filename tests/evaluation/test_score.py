@@ -44,11 +44,12 @@ def test_nll_is_the_mean_over_all_reference_tokens(params: Path, tmp_path: Path)
     scores = score(params, asked(WORDS, WORDS), tmp_path, reference="right")
     tokenizer = load_tokenizer(params / "tokenizer")
     config, weights = load_weights(params)
+    whole = jax.jit(lambda ids: decoder.logits(config, weights, decoder.forward(config, weights, ids)))
     total, count = 0.0, 0
     for word, answer in zip(WORDS, scores["answers"], strict=True):
         turns = [{"role": "user", "content": word}, {"role": "assistant", "content": word}]
         ids, mask = example_tokens(tokenizer, turns, "tokenizer")
-        logits = decoder.logits(config, weights, decoder.forward(config, weights, np.asarray([ids[:-1]])))
+        logits = whole(np.asarray([ids[:-1] + [0] * (40 - len(ids))]))
         known = jax.nn.log_softmax(logits[0, :, : tokenizer.real_vocab])
         own = [-float(known[i, ids[i + 1]]) for i in range(len(ids) - 1) if mask[i + 1]]
         assert answer["nll"] == pytest.approx(np.mean(own), abs=1e-4)

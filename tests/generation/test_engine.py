@@ -6,30 +6,36 @@ import numpy as np
 import pytest
 from tiny_models import tiny_config
 
-from distill.config import Sampling
 from distill.errors import DistillError
 from distill.generation.engine import Engine, Request, Result
-from distill.generation.sampling import request_seed
+from distill.generation.sampling import Draw, request_seed
 from distill.models import decoder
 from distill.models.families import config_from_hf
 
 CONFIG = config_from_hf(tiny_config())
 PARAMS = decoder.init(CONFIG, jax.random.key(0))
 PARAMS["embed"] = PARAMS["embed"] * 30  # tied: a distribution with some contrast
-STOP = (7, 20)
+STOP = frozenset((9, 16))
+DRAWS = (
+    Draw(),
+    Draw(temperature=0.7, top_k=9, top_p=0.9),
+    Draw(temperature=0.0),
+    Draw(top_p=0.8),
+    Draw(temperature=1.5, min_p=0.1),
+)
 
 
-def engine(sampling: Sampling | None = None, slots: int = 8, **changes) -> Engine:
-    options = {"slots": slots, "max_length": 64, "stop_ids": STOP, "real_vocab": 38} | changes
-    return Engine(CONFIG, PARAMS, sampling=sampling or Sampling(), **options)
+def engine(slots: int = 8, max_length: int = 64, params: decoder.Params = PARAMS) -> Engine:
+    return Engine(CONFIG, params, slots=slots, max_length=max_length, real_vocab=38)
 
 
-def requests(count: int, samples: int = 2) -> list[Request]:
+def requests(count: int, samples: int = 2, draw: Draw | None = None) -> list[Request]:
+    """Prompts of 2 to 29 tokens; without `draw`, every prompt is sampled in another way."""
     rng = np.random.default_rng(0)
     prompts = [tuple(rng.integers(8, 38, rng.integers(2, 30)).tolist()) for _ in range(count)]
     limits = rng.integers(3, 30, count).tolist()
     return [
-        Request(prompt, request_seed(0, str(i)), sample, limits[i])
+        Request(prompt, request_seed(0, str(i)), sample, limits[i], draw or DRAWS[i % len(DRAWS)], STOP)
         for i, prompt in enumerate(prompts)
         for sample in range(samples)
     ]
@@ -46,22 +52,12 @@ def answered() -> tuple[list[Request], list[Result]]:
     return asked, run(asked)
 
 
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        Sampling(),
-        Sampling(strategy="nucleus", top_p=0.8),
-        Sampling(strategy="composite", top_k=9, top_p=0.9, temperature=0.7),
-    ],
-    ids=lambda s: s.strategy,
-)
-def test_order_and_neighbours_change_no_bit(sampling: Sampling) -> None:
-    asked = requests(40)
-    whole = run(asked, sampling=sampling)
+def test_order_and_neighbours_change_no_bit(answered) -> None:
+    asked, whole = answered
     order = np.random.default_rng(1).permutation(len(asked))
-    assert run([asked[i] for i in order], sampling=sampling) == [whole[i] for i in order]
-    shared = engine(sampling)
-    assert [next(shared.run([asked[i]]))[1] for i in range(6)] == whole[:6]
+    assert run([asked[i] for i in order]) == [whole[i] for i in order]
+    shared = engine()
+    assert [next(shared.run([asked[i]]))[1] for i in range(10)] == whole[:10]
 
 
 def test_more_samples_leave_the_first_ones_as_they_were() -> None:
@@ -72,7 +68,7 @@ def test_more_samples_leave_the_first_ones_as_they_were() -> None:
 
 
 def test_samples_of_a_prompt_differ() -> None:
-    results = run([Request((9, 10, 11), 5, sample, 20) for sample in range(8)])
+    results = run([Request((9, 10, 11), 5, sample, 20, Draw(), STOP) for sample in range(8)])
     assert len({tuple(result.tokens) for result in results}) > 4
 
 
@@ -89,14 +85,14 @@ def whole(tokens: jax.Array) -> jax.Array:
 
 
 def test_greedy_is_the_argmax_of_the_whole_forward_pass() -> None:
-    asked = requests(12, samples=1)
-    for request, result in zip(asked, run(asked, sampling=Sampling(strategy="greedy")), strict=True):
+    asked = requests(12, samples=1, draw=Draw(temperature=0.0))
+    for request, result in zip(asked, run(asked), strict=True):
         assert scores(request, result).argmax(-1).tolist() == result.tokens
 
 
 def test_logprobs_are_those_of_the_untempered_model() -> None:
-    asked = requests(12, samples=1)
-    results = run(asked, sampling=Sampling(temperature=0.5))
+    asked = requests(12, samples=1, draw=Draw(temperature=0.5))
+    results = run(asked)
     for request, result in zip(asked, results, strict=True):
         logprobs = np.asarray(jax.nn.log_softmax(scores(request, result)))
         wanted = logprobs[np.arange(len(result.tokens)), result.tokens]
@@ -113,13 +109,31 @@ def test_a_sample_ends_at_any_stop_id_or_at_its_length(answered) -> None:
     assert ends == set(STOP)
 
 
-def test_a_target_longer_than_the_context_is_refused() -> None:
+def test_a_cancelled_request_frees_its_slot_and_leaves_the_others_alone(answered) -> None:
+    asked, whole = answered
+    shared = engine(slots=2)
+    names = [shared.submit(request) for request in asked[:4]]
+    ended, steps = {}, 0
+    while len(ended) < 3:
+        ended |= {name: result for name, result in shared.step() if result.finish_reason is not None}
+        if steps == 0:
+            shared.cancel(names[1])
+        steps += 1
+        assert steps < 100
+    assert names[1] not in ended or whole[1].finish_reason is not None
+    assert all(ended[name] == whole[i] for i, name in enumerate(names) if name in ended)
+    assert sorted(shared.free) == [0, 1]
+
+
+def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(DistillError, match="max_target_length is 512, the model's context is 256"):
         engine(max_length=512)
+    for prompt, tokens in (((), 5), ((9,) * 60, 5), ((9,), 0)):
+        with pytest.raises(DistillError, match="do not fit 64 positions"):
+            engine().submit(Request(prompt, 0, 0, tokens))
 
 
 def test_damaged_weights_are_named_rather_than_sampled() -> None:
     broken = {**PARAMS, "norm": {"weight": PARAMS["norm"]["weight"] * jnp.nan}}
-    options = {"slots": 2, "max_length": 64, "stop_ids": STOP, "real_vocab": 38, "sampling": Sampling()}
     with pytest.raises(DistillError, match="NaN"):
-        list(Engine(CONFIG, broken, **options).run(requests(1)))
+        run(requests(1), params=broken)

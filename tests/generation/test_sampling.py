@@ -7,29 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.config import Sampling
-from distill.generation.sampling import (
-    choose,
-    nucleus_threshold,
-    pick,
-    pick_in_blocks,
-    request_seed,
-    uniforms,
-)
+from distill.generation.sampling import Draw, choose, pick, pick_in_blocks, request_seed, thresholds, uniforms
 
 DRAWS = 100_000
 
 
-def draw(sampling: Sampling, logits: np.ndarray, real_vocab: int | None = None, seed: int = 0) -> np.ndarray:
+def draw(how: Draw, logits: np.ndarray, real_vocab: int | None = None, seed: int = 0) -> np.ndarray:
     """DRAWS tokens from one row of logits."""
     u = jax.random.uniform(jax.random.key(seed), (DRAWS, 2))
-    tokens = _drawn(sampling, jnp.asarray(logits), u, real_vocab or len(logits))
+    tokens = _drawn(how, jnp.asarray(logits), u, real_vocab or len(logits))
     return np.asarray(tokens)
 
 
-@partial(jax.jit, static_argnums=(0, 3))
-def _drawn(sampling: Sampling, logits: jax.Array, u: jax.Array, real_vocab: int) -> jax.Array:
-    return choose(sampling, jnp.broadcast_to(logits[None], (DRAWS, len(logits))), u, real_vocab)[0]
+@partial(jax.jit, static_argnums=3)
+def _drawn(how: Draw, logits: jax.Array, u: jax.Array, real_vocab: int) -> jax.Array:
+    rows = Draw(*(jnp.full(DRAWS, value) for value in how))
+    return choose(rows, jnp.broadcast_to(logits[None], (DRAWS, len(logits))), u, real_vocab)[0]
 
 
 def chi_square(tokens: np.ndarray, probabilities: np.ndarray) -> float:
@@ -46,7 +39,7 @@ def chi_square(tokens: np.ndarray, probabilities: np.ndarray) -> float:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 def test_weighted_draws_have_the_softmax_distribution(temperature: float) -> None:
     logits = np.random.default_rng(0).normal(0, 2, 300).astype(np.float32)
-    tokens = draw(Sampling(strategy="weighted", temperature=temperature), logits)
+    tokens = draw(Draw(temperature), logits)
     assert chi_square(tokens, np.asarray(jax.nn.softmax(logits / temperature))) < 4
 
 
@@ -55,13 +48,13 @@ def test_a_token_of_probability_1e_6_is_drawn_as_often_as_that() -> None:
     probabilities = np.full(300, 1e-6)
     probabilities[::5] = (1 - 240e-6) / 60
     logits = np.log(probabilities).astype(np.float32)
-    rare = sum(int((draw(Sampling(), logits, seed=seed) % 5 > 0).sum()) for seed in range(10))
+    rare = sum(int((draw(Draw(), logits, seed=seed) % 5 > 0).sum()) for seed in range(10))
     assert abs(rare - 240) < 4 * np.sqrt(240)
 
 
 def test_top_k_draws_among_the_k_best() -> None:
     logits = np.random.default_rng(1).normal(0, 1, 500).astype(np.float32)
-    tokens = draw(Sampling(strategy="topk", top_k=7), logits)
+    tokens = draw(Draw(top_k=7), logits)
     best = np.argsort(-logits)[:7]
     kept = np.zeros(500)
     kept[best] = np.asarray(jax.nn.softmax(logits[best]))
@@ -69,36 +62,61 @@ def test_top_k_draws_among_the_k_best() -> None:
     assert set(tokens) == set(best)
 
 
-def test_nucleus_is_the_smallest_set_that_holds_top_p() -> None:
-    masses = np.random.default_rng(2).dirichlet(np.full(200, 0.1), 50).astype(np.float32)
+@pytest.mark.parametrize("size", [40, 300])  # settled by the 64 best, and not
+def test_nucleus_is_the_smallest_set_that_holds_top_p(size: int) -> None:
+    masses = np.random.default_rng(2).dirichlet(np.full(size, 1.0), 50).astype(np.float32)
+    masses /= masses.max(-1, keepdims=True)
     for top_p in (0.1, 0.5, 0.9, 0.99):
-        thresholds = np.asarray(nucleus_threshold(jnp.asarray(masses), top_p))
-        for mass, threshold in zip(masses, thresholds, strict=True):
-            kept, total = mass[mass >= threshold].astype(np.float64), mass.sum(dtype=np.float64)
+        rows = Draw(jnp.ones(50), jnp.zeros(50, jnp.int32), jnp.full(50, top_p), jnp.zeros(50))
+        for mass, least in zip(masses, np.asarray(thresholds(masses, rows)), strict=True):
+            kept, total = mass[mass >= least].astype(np.float64), mass.sum(dtype=np.float64)
             assert kept.sum() >= top_p * total * (1 - 1e-6)
             assert kept.sum() - kept.min() < top_p * total * (1 + 1e-6)
-    mass = jnp.asarray([[0.5, 0.3, 0.2]])
-    assert float(nucleus_threshold(mass, 0.6)[0]) == pytest.approx(0.3)
-    assert float(nucleus_threshold(mass, 1.0)[0]) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 64, 65, 200])
+def test_top_k_keeps_k_and_the_ties(top_k: int) -> None:
+    masses = np.random.default_rng(3).random((4, 300)).astype(np.float32)
+    masses[0, :10] = 1
+    rows = Draw(jnp.ones(4), jnp.full(4, top_k), jnp.ones(4), jnp.zeros(4))
+    kept = (masses >= np.asarray(thresholds(masses, rows))[:, None]).sum(-1)
+    assert kept.tolist() == [max(top_k, 10), top_k, top_k, top_k]
+
+
+def test_min_p_keeps_what_has_that_share_of_the_best() -> None:
+    logits = np.log(np.asarray([0.5, 0.3, 0.15, 0.05], np.float32))
+    assert set(draw(Draw(min_p=0.25), logits)) == {0, 1, 2}
+    assert set(draw(Draw(min_p=0.25, top_p=0.6), logits)) == {0, 1}
+
+
+def test_a_row_is_drawn_alike_whatever_the_others_ask_for() -> None:
+    logits = np.random.default_rng(4).normal(0, 3, (6, 300)).astype(np.float32)
+    u = jax.random.uniform(jax.random.key(0), (6, 2))
+    ways = [Draw(), Draw(0.7), Draw(top_k=5), Draw(top_p=0.9), Draw(top_k=100, top_p=0.5), Draw(0.0)]
+    together = choose(Draw(*(jnp.asarray(c) for c in zip(*ways, strict=True))), jnp.asarray(logits), u, 290)
+    for i, way in enumerate(ways):
+        alone = choose(Draw(*(jnp.full(6, value) for value in way)), jnp.asarray(logits), u, 290)
+        assert (int(alone[0][i]), float(alone[1][i])) == (int(together[0][i]), float(together[1][i]))
 
 
 def test_composite_applies_temperature_before_top_k_before_top_p() -> None:
     # At temperature 4 the three best are nearly even and top_p 0.6 takes two; at temperature 1 it takes one.
     logits = np.log(np.asarray([0.70, 0.20, 0.08, 0.02], np.float32))
-    hot = Sampling(strategy="composite", temperature=4.0, top_k=3, top_p=0.6)
+    hot = Draw(temperature=4.0, top_k=3, top_p=0.6)
     assert set(draw(hot, logits)) == {0, 1}
-    assert set(draw(hot.model_copy(update={"temperature": 1.0}), logits)) == {0}
+    assert set(draw(hot._replace(temperature=1.0), logits)) == {0}
     # Without top_k the fourth would count in the mass of which top_p is a share.
-    assert set(draw(hot.model_copy(update={"top_k": 4, "top_p": 0.75}), logits)) == {0, 1, 2}
-    assert set(draw(hot.model_copy(update={"top_k": 2, "top_p": 0.75}), logits)) == {0, 1}
+    assert set(draw(hot._replace(top_k=4, top_p=0.75), logits)) == {0, 1, 2}
+    assert set(draw(hot._replace(top_k=2, top_p=0.75), logits)) == {0, 1}
 
 
 def test_padded_rows_of_the_vocabulary_are_never_drawn_and_have_no_mass() -> None:
     logits = np.zeros(300, np.float32)
     logits[250:] = 50.0
-    for sampling in (Sampling(), Sampling(strategy="greedy"), Sampling(strategy="nucleus", top_p=0.9)):
-        assert draw(sampling, logits, real_vocab=250).max() < 250
-    _, logprob = choose(Sampling(), jnp.asarray(logits)[None], jnp.zeros((1, 2)), 250)
+    for how in (Draw(), Draw(0.0), Draw(top_p=0.9)):
+        assert draw(how, logits, real_vocab=250).max() < 250
+    one = Draw(*(jnp.full(1, value) for value in Draw()))
+    _, logprob = choose(one, jnp.asarray(logits)[None], jnp.zeros((1, 2)), 250)
     assert float(logprob[0]) == pytest.approx(-np.log(250), abs=1e-5)
 
 

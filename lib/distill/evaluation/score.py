@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from distill import SCHEMA_VERSION
 from distill.checkpoints.store import load_weights, read_info
-from distill.config import Evaluation, Generation, Sampling
+from distill.config import Evaluation, Generation
 from distill.errors import DistillError
 from distill.files import write_json
 from distill.generation.engine import Engine, Request, Result
+from distill.generation.sampling import Draw
 from distill.models import decoder
 from distill.models.config import ModelConfig
 from distill.parallel import runtime
@@ -38,9 +39,7 @@ def evaluate(
     config, weights = load_weights(params)
     held_out = read_conversations(settings, settings.limit)
     prompts = prompts_tokens(tokenizer, [row.messages for row in held_out], template)
-    results = _greedy(
-        config, weights, held_out, prompts, settings, generation, info.eos_ids, info.real_vocab, name
-    )
+    results = _greedy(config, weights, held_out, prompts, settings, generation, info.eos_ids, info.real_vocab, name)
     scored = [i for i, row in enumerate(held_out) if row.reference is not None]
     sums, tokens = np.zeros(len(held_out)), np.zeros(len(held_out))
     if scored:
@@ -98,19 +97,10 @@ def _greedy(
                 f"{name}: held-out prompt {prompt_id(row.messages)} has {len(prompt)} tokens, with its "
                 f"answer it may have {limit}: raise evaluation.max_target_length, or take the prompt out"
             )
-    engine = Engine(
-        config,
-        weights,
-        slots=settings.batch_size,
-        max_length=limit,
-        sampling=Sampling(strategy="greedy"),
-        stop_ids=stop_ids,
-        real_vocab=real_vocab,
-    )
-    requests = [Request(tuple(prompt), 0, 0, limit - len(prompt)) for prompt in prompts]
-    bar = tqdm(
-        engine.run(requests), total=len(requests), desc=f"{name} answers", unit="prompt", file=sys.stderr
-    )
+    engine = Engine(config, weights, slots=settings.batch_size, max_length=limit, real_vocab=real_vocab)
+    greedy, stop_ids = Draw(temperature=0.0), frozenset(stop_ids)
+    requests = [Request(tuple(p), 0, 0, limit - len(p), greedy, stop_ids) for p in prompts]
+    bar = tqdm(engine.run(requests), total=len(requests), desc=f"{name} answers", unit="prompt", file=sys.stderr)
     results = dict(bar)
     return [results[i] for i in range(len(requests))]
 
@@ -138,9 +128,7 @@ def _reference_nll(
     examples = list(examples_tokens(tokenizer, whole, template))
     longest = max(len(ids) for ids, _ in examples)
     if longest > config.max_positions:
-        raise DistillError(
-            f"a held-out reference needs {longest} tokens, the context is {config.max_positions}"
-        )
+        raise DistillError(f"a held-out reference needs {longest} tokens, the context is {config.max_positions}")
     length = -(-longest // 8) * 8 + 1
     sums, counts = [], []
     starts = range(0, len(examples), batch_size)

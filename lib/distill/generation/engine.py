@@ -1,23 +1,22 @@
-"""The engine: slots that decode together, refilled as samples end.
+"""The engine: slots that decode together, refilled as samples end. Tokens in, tokens out.
 
 A sample depends on (seed, prompt, sample index) alone, not on its slot or neighbours: every compiled shape
-is fixed by the settings and the sample's own length, and rows of a product do not see each other. Decoding
+is fixed by the engine and the sample's own length, and rows of a product do not see each other. Decoding
 attends the whole cache for that reason: a span that followed the longest neighbour would reach the last bits,
 since XLA sums a softmax over 64 and over 128 positions in another order.
 """
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill.config import Sampling
 from distill.errors import DistillError
-from distill.generation.sampling import choose, uniforms
+from distill.generation.sampling import Draw, choose, uniforms
 from distill.models import decoder
 from distill.models.cache import empty_cache, insert
 from distill.models.config import ModelConfig
@@ -26,149 +25,152 @@ STEPS = 8
 """Decode steps a round trip to the host; a sample that ends inside wastes the rest of its slot's steps."""
 PREFILL_ROWS = 8
 """Prompts that are read together."""
+SAMPLED = Draw()
 
 
 @dataclass(frozen=True)
 class Request:
-    """One sample: prompt tokens, 64-bit seed, index of the sample, and the most tokens it may have."""
+    """One sample. `sample` tells samples of one prompt and seed (64 bits) apart; `stop_ids` end it."""
 
     prompt: tuple[int, ...]
     seed: int
     sample: int
     max_tokens: int
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of a request: tokens with the stop id that ended them, their log-probabilities, and why."""
-
-    tokens: list[int]
-    logprobs: list[float]
-    finish_reason: str  # `stop`, or `length` when max_tokens came first
+    draw: Draw = SAMPLED
+    stop_ids: frozenset[int] = frozenset()
 
 
 @dataclass
-class _Running:
-    index: int
-    request: Request
-    tokens: list[int]
-    logprobs: list[float]
+class Result:
+    """What has come of a request: tokens with the stop id that ended them, their log-probabilities, and why.
+
+    `finish_reason` is None while it runs, then `stop`, or `length` when max_tokens came first.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: str | None = None
 
 
 class Engine:
     """Decodes requests in `slots` rows; `max_length` is the longest prompt and completion together."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        params: decoder.Params,
-        *,
-        slots: int,
-        max_length: int,
-        sampling: Sampling,
-        stop_ids: Iterable[int],
-        real_vocab: int,
-    ):
+    def __init__(self, config: ModelConfig, params: decoder.Params, *, slots: int, max_length: int, real_vocab: int):
         if max_length > config.max_positions:
             raise DistillError(
                 f"max_target_length is {max_length}, the model's context is {config.max_positions}: lower it"
             )
-        self.config, self.params, self.slots = config.reaching(max_length), params, slots
-        self.max_length, self.stop_ids = max_length, frozenset(stop_ids)
-        self.length = -(-(max_length + STEPS) // 32) * 32
-        self.caches = empty_cache(config, slots, self.length, params["embed"].dtype)
+        self.config, self.params, self.slots, self.real_vocab = config, params, slots, real_vocab
+        self.max_length = max_length
+        self.caches = empty_cache(config, slots, -(-(max_length + STEPS) // 32) * 32, params["embed"].dtype)
         self.state = {
             "token": jnp.zeros(slots, jnp.int32),
             "position": jnp.zeros(slots, jnp.int32),
             "seed": jnp.zeros((slots, 2), jnp.uint32),
             "sample": jnp.zeros(slots, jnp.int32),
+            "draw": _draws([], slots),
         }
-        self.sampling, self.real_vocab = sampling, real_vocab
+        self.waiting: deque[tuple[int, Request]] = deque()
+        self.running: dict[int, tuple[int, Request, Result]] = {}
+        self.free = list(range(slots))
+        self.submitted = 0
 
     def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, Result]]:
         """Yield (index of the request, its result), each as soon as it has ended."""
-        waiting = deque(enumerate(requests))
-        running: dict[int, _Running] = {}
-        while waiting or running:
-            free = [slot for slot in range(self.slots) if slot not in running]
-            while waiting and free:
-                self._fill(waiting, free, running)
-                yield from self._ended(running, free)
-            if running:
-                self._advance(running)
-                yield from self._ended(running, free)
+        index = {self.submit(request): i for i, request in enumerate(requests)}
+        while index:
+            for name, result in self.step():
+                if result.finish_reason is not None:
+                    yield index.pop(name), result
 
-    def _fill(self, waiting: deque, free: list[int], running: dict[int, _Running]) -> None:
+    def submit(self, request: Request) -> int:
+        """Queue a request; gives the name that `step` calls it by."""
+        if not request.prompt or len(request.prompt) + request.max_tokens > self.max_length or request.max_tokens < 1:
+            raise DistillError(
+                f"a prompt of {len(request.prompt)} tokens and a completion of {request.max_tokens} do not fit "
+                f"{self.max_length} positions: shorten the prompt, or raise max_target_length"
+            )
+        self.submitted += 1
+        self.waiting.append((self.submitted, request))
+        return self.submitted
+
+    def cancel(self, name: int) -> None:
+        """Forget a request and free its slot; a name that is done already is none."""
+        self.waiting = deque(item for item in self.waiting if item[0] != name)
+        for slot, (running, _, _) in list(self.running.items()):
+            if running == name:
+                self._release(slot)
+
+    def step(self) -> list[tuple[int, Result]]:
+        """Fill free slots, decode STEPS tokens in all; gives every request that has new tokens, with its result."""
+        moved: dict[int, Result] = {}
+        while self.waiting and self.free:
+            self._fill(moved)
+        if self.running:
+            state = self.params, self.caches, self.state
+            self.caches, self.state, tokens, logprobs = _decode(self.config, self.real_vocab, *state)
+            tokens, logprobs = np.asarray(tokens).T.tolist(), np.asarray(logprobs).T.tolist()
+            for slot in list(self.running):
+                self._append(slot, tokens[slot], logprobs[slot], moved)
+        return list(moved.items())
+
+    def _fill(self, moved: dict[int, Result]) -> None:
         """Read the next prompts of one length bucket and put their samples in free slots.
 
         Samples of one prompt stand together in the queue, so a prompt is read once for all that fit.
         """
-        bucket = _doubling(len(waiting[0][1].prompt), 16)
+        bucket = _bucket(len(self.waiting[0][1].prompt))
         prompts: dict[tuple[int, ...], int] = {}
-        placed: list[tuple[int, int]] = []
-        while waiting and free and _doubling(len(waiting[0][1].prompt), 16) == bucket:
-            prompt = waiting[0][1].prompt
+        placed: list[tuple[int, int, Request]] = []
+        while self.waiting and self.free and _bucket(len(self.waiting[0][1].prompt)) == bucket:
+            prompt = self.waiting[0][1].prompt
             if prompt not in prompts and len(prompts) == PREFILL_ROWS:
                 break
-            index, request = waiting.popleft()
-            slot = free.pop(0)
-            running[slot] = _Running(index, request, [], [])
-            placed.append((slot, prompts.setdefault(prompt, len(prompts))))
+            name, request = self.waiting.popleft()
+            slot = self.free.pop(0)
+            self.running[slot] = name, request, Result()
+            placed.append((slot, prompts.setdefault(prompt, len(prompts)), request))
         tokens = np.zeros((PREFILL_ROWS, bucket), np.int32)
         lengths = np.ones(PREFILL_ROWS, np.int32)
         for prompt, row in prompts.items():
             tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
+        new = {
+            "slot": _column([slot for slot, _, _ in placed], self.slots, fill=self.slots),
+            "row": _column([row for _, row, _ in placed], self.slots),
+            "sample": _column([request.sample for _, _, request in placed], self.slots),
+            "seed": np.zeros((self.slots, 2), np.uint32),
+            "draw": _draws([request.draw for _, _, request in placed], self.slots),
+        }
+        for i, (_, _, request) in enumerate(placed):
+            new["seed"][i] = request.seed >> 32, request.seed & 0xFFFFFFFF
         fresh = _prefill(self.config, self.params, tokens, lengths)
-        slots, rows, samples = (np.full(self.slots, fill, np.int32) for fill in (self.slots, 0, 0))
-        seeds = np.zeros((self.slots, 2), np.uint32)
-        for i, (slot, row) in enumerate(placed):
-            request = running[slot].request
-            slots[i], rows[i], samples[i] = slot, row, request.sample
-            seeds[i] = request.seed >> 32, request.seed & 0xFFFFFFFF
         self.caches, self.state, token, logprob = _insert(
-            self.config,
-            self.sampling,
-            self.real_vocab,
-            fresh,
-            self.caches,
-            self.state,
-            lengths,
-            slots,
-            rows,
-            seeds,
-            samples,
+            self.config, self.real_vocab, fresh, self.caches, self.state, lengths, new
         )
-        token, logprob = np.asarray(token), np.asarray(logprob)
-        for i, (slot, _) in enumerate(placed):
-            self._append(running[slot], int(token[i]), float(logprob[i]))
+        token, logprob = np.asarray(token).tolist(), np.asarray(logprob).tolist()
+        for i, (slot, _, _) in enumerate(placed):
+            self._append(slot, token[i : i + 1], logprob[i : i + 1], moved)
 
-    def _advance(self, running: dict[int, _Running]) -> None:
-        self.caches, self.state, tokens, logprobs = _decode(
-            self.config, self.sampling, self.real_vocab, self.params, self.caches, self.state
-        )
-        tokens, logprobs = np.asarray(tokens), np.asarray(logprobs)
-        for slot, sample in running.items():
-            for token, logprob in zip(tokens[:, slot].tolist(), logprobs[:, slot].tolist(), strict=True):
-                if self._reason(sample) is None:
-                    self._append(sample, token, logprob)
+    def _append(self, slot: int, tokens: list[int], logprobs: list[float], moved: dict[int, Result]) -> None:
+        """Give a slot's tokens to its request, up to its end; at the end the slot is free."""
+        name, request, result = self.running[slot]
+        moved[name] = result
+        for token, logprob in zip(tokens, logprobs, strict=True):
+            if logprob != logprob:
+                raise DistillError("the model gave NaN: its weights are damaged, or their dtype is too narrow")
+            result.tokens.append(token)
+            result.logprobs.append(logprob)
+            if token in request.stop_ids:
+                result.finish_reason = "stop"
+            elif len(result.tokens) >= request.max_tokens:
+                result.finish_reason = "length"
+            if result.finish_reason is not None:
+                self._release(slot)
+                return
 
-    def _append(self, sample: _Running, token: int, logprob: float) -> None:
-        if not np.isfinite(logprob):
-            raise DistillError("the model gave NaN: the weights are damaged, or their dtype is too narrow")
-        sample.tokens.append(token)
-        sample.logprobs.append(logprob)
-
-    def _reason(self, sample: _Running) -> str | None:
-        if sample.tokens[-1] in self.stop_ids:
-            return "stop"
-        return "length" if len(sample.tokens) >= sample.request.max_tokens else None
-
-    def _ended(self, running: dict[int, _Running], free: list[int]) -> Iterator[tuple[int, Result]]:
-        for slot, sample in list(running.items()):
-            if (reason := self._reason(sample)) is not None:
-                free.append(slot)
-                del running[slot]
-                yield sample.index, Result(sample.tokens, sample.logprobs, reason)
+    def _release(self, slot: int) -> None:
+        del self.running[slot]
+        self.free.append(slot)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -183,19 +185,22 @@ def _prefill(config: ModelConfig, params: decoder.Params, tokens: jax.Array, len
     return caches, decoder.logits(config, params, last)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5))
-def _insert(config, sampling, real_vocab, fresh, caches, state, lengths, slots, rows, seeds, samples):
-    """Copy prefilled row rows[i] to slot slots[i] (out of range: to none) and draw its first token."""
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
+def _insert(config: ModelConfig, real_vocab: int, fresh, caches, state, lengths, new):
+    """Copy prefilled row new["row"][i] to slot new["slot"][i] (out of range: to none), draw its first token."""
     prefilled, logits = fresh
-    caches, position = insert(caches, prefilled, slots, rows, lengths), lengths[rows]
-    token, logprob = choose(sampling, logits[rows], uniforms(seeds, samples, position), real_vocab)
-    new = {"token": token, "position": position, "seed": seeds, "sample": samples}
-    state = {name: state[name].at[slots].set(new[name], mode="drop") for name in state}
+    slots, rows = new.pop("slot"), new.pop("row")
+    caches = insert(caches, prefilled, slots, rows, lengths)
+    position = lengths[rows]
+    draw = uniforms(new["seed"], new["sample"], position)
+    token, logprob = choose(new["draw"], logits[rows], draw, real_vocab)
+    new |= {"token": token, "position": position}
+    state = jax.tree.map(lambda old, value: old.at[slots].set(value, mode="drop"), state, new)
     return caches, state, token, logprob
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5))
-def _decode(config, sampling, real_vocab, params, caches, state):
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
+def _decode(config: ModelConfig, real_vocab: int, params, caches, state):
     """STEPS tokens for every slot, [STEPS, slots]; an idle slot's are not looked at."""
 
     def step(carry, _):
@@ -203,16 +208,29 @@ def _decode(config, sampling, real_vocab, params, caches, state):
         valid = jnp.ones((token.shape[0], 1), jnp.int32)
         hidden, caches = decoder.extend(config, params, caches, token[:, None], position[:, None], valid)
         draw = uniforms(state["seed"], state["sample"], position + 1)
-        token, logprob = choose(sampling, decoder.logits(config, params, hidden[:, 0]), draw, real_vocab)
+        token, logprob = choose(state["draw"], decoder.logits(config, params, hidden[:, 0]), draw, real_vocab)
         return (caches, token, position + 1), (token, logprob)
 
-    start = (caches, state["token"], state["position"])
+    start = caches, state["token"], state["position"]
     (caches, token, position), (tokens, logprobs) = jax.lax.scan(step, start, None, length=STEPS)
     return caches, {**state, "token": token, "position": position}, tokens, logprobs
 
 
-def _doubling(length: int, least: int) -> int:
-    """The smallest of least, 2·least, 4·least, ... that holds `length`."""
-    while least < length:
-        least *= 2
-    return least
+def _draws(draws: list[Draw], slots: int) -> Draw:
+    """Arrays [slots] of sampling parameters; the rest is filled with what needs least."""
+    columns = zip(*draws, strict=True) if draws else ((),) * 4
+    rest = Draw(temperature=0.0)
+    return Draw(*(_column(c, slots, fill=f) for c, f in zip(columns, rest, strict=True)))
+
+
+def _column(values: Iterable, slots: int, fill: float = 0) -> np.ndarray:
+    """`values` and then `fill`, [slots], float32 or int32 as `fill` is."""
+    column = np.full(slots, fill, np.float32 if isinstance(fill, float) else np.int32)
+    values = list(values)
+    column[: len(values)] = values
+    return column
+
+
+def _bucket(length: int) -> int:
+    """The length that a prompt is padded to: 16, 32, 64, ..."""
+    return max(16, 1 << (length - 1).bit_length())

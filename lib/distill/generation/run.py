@@ -13,7 +13,7 @@ from distill.data.schema import CompletionsMetadata, write_completions
 from distill.errors import DistillError
 from distill.files import read_jsonl
 from distill.generation.engine import Engine, Request, Result
-from distill.generation.sampling import request_seed
+from distill.generation.sampling import Draw, request_seed
 from distill.parallel import runtime
 from distill.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -29,12 +29,15 @@ def generate_batch(params: Path, prompts: Path, out: Path, settings: Generation)
                 f"{settings.max_prefill_length}: raise it or let the filter drop it (prompts.overlong: drop)"
             )
     asked = [(row, sample) for row in rows for sample in range(settings.num_generations)]
+    draw, stop_ids = Draw.of(settings.sampling), frozenset(info.eos_ids)
     requests = [
         Request(
             prompt=tuple(row["prompt_token_ids"]),
             seed=request_seed(settings.seed, row["prompt_id"]),
             sample=sample,
             max_tokens=settings.max_target_length - len(row["prompt_token_ids"]),
+            draw=draw,
+            stop_ids=stop_ids,
         )
         for row, sample in asked
     ]
@@ -68,8 +71,6 @@ def answers(params: Path, requests: Sequence[Request], settings: Generation) -> 
         weights,
         slots=settings.slots,
         max_length=settings.max_target_length,
-        sampling=settings.sampling,
-        stop_ids=info.eos_ids,
         real_vocab=info.real_vocab,
     )
     yield from engine.run(requests)
@@ -94,9 +95,7 @@ def _completion(row: dict, sample: int, result: Result, tokenizer: Tokenizer) ->
     }
 
 
-def _with_progress(
-    results: Iterator[tuple[int, Result]], total: int, name: str
-) -> Iterator[tuple[int, Result]]:
+def _with_progress(results: Iterator[tuple[int, Result]], total: int, name: str) -> Iterator[tuple[int, Result]]:
     """Samples and tokens per second, and the time left, on stderr."""
     tokens, started = 0, time.monotonic()
     with tqdm(total=total, desc=f"batch {name}", unit="sample", mininterval=1.0, file=sys.stderr) as bar:

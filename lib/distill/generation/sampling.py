@@ -1,16 +1,22 @@
 """Drawing the next token by inverse CDF, from two uniforms a row.
 
-Order: temperature, then top-k, then top-p, then one draw. The vocabulary is never sorted: top-k comes
-from `lax.top_k`, and the nucleus of the whole vocabulary from a bisection on its smallest probability.
+Order: temperature, then top-k, then top-p and min-p, then one draw. Each filter is a threshold on the mass, so
+the vocabulary is never sorted; entries that tie at a threshold are all in. A row's bits depend on that row
+alone, whatever its neighbours ask for.
 """
 
 import hashlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from distill.config import Sampling
+
+NARROW = 64
+"""The best ids of a row, which usually hold all that its filters leave."""
 
 BLOCK = 128
 """Ids in a block of the two-level draw: the first uniform picks a block, the second an id in it."""
@@ -21,9 +27,7 @@ def request_seed(seed: int, prompt_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()[:8], "big")
 
 
-def uniforms(
-    seeds: UInt32[Array, "B 2"], samples: Int[Array, "B"], positions: Int[Array, "B"]
-) -> Float[Array, "B 2"]:
+def uniforms(seeds: UInt32[Array, "B 2"], samples: Int[Array, "B"], positions: Int[Array, "B"]) -> Float[Array, "B 2"]:
     """Two numbers in [0, 1) for each row, a function of (seed, sample, position) alone."""
 
     def row(seed: Array, sample: Array, position: Array) -> Array:
@@ -33,34 +37,71 @@ def uniforms(
     return jax.vmap(row)(seeds, samples, positions)
 
 
+class Draw(NamedTuple):
+    """How a row is drawn; a field is a number, or an array [B] on the device."""
+
+    temperature: float | Float[Array, "B"] = 1.0  # 0: the most likely token, no draw
+    top_k: int | Int[Array, "B"] = 0  # 0: off
+    top_p: float | Float[Array, "B"] = 1.0  # 1: off
+    min_p: float | Float[Array, "B"] = 0.0  # share of the most likely token's probability; 0: off
+
+    @classmethod
+    def of(cls, sampling: Sampling) -> "Draw":
+        """A recipe's settings."""
+        if sampling.strategy == "greedy":
+            return cls(temperature=0.0)
+        return cls(sampling.temperature, sampling.top_k or 0, sampling.top_p or 1.0)
+
+
 def choose(
-    sampling: Sampling, logits: Float[Array, "B V"], uniforms: Float[Array, "B 2"], real_vocab: int
+    draw: Draw, logits: Float[Array, "B V"], uniforms: Float[Array, "B 2"], real_vocab: int
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """The next token of each row, and its log-probability (nats) in the model's own distribution.
 
     Rows of the vocabulary from `real_vocab` on are padding: no tokenizer knows them, they are never drawn.
     """
-    logits = jnp.where(jnp.arange(logits.shape[-1])[None] < real_vocab, logits, -jnp.inf)
-    token = _draw(sampling, logits, uniforms).astype(jnp.int32)
-    drawn = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-    return token, drawn - jax.nn.logsumexp(logits, axis=-1)
-
-
-def _draw(sampling: Sampling, logits: Float[Array, "B V"], u: Float[Array, "B 2"]) -> Int[Array, "B"]:
-    if sampling.strategy == "greedy":
-        return jnp.argmax(logits, axis=-1)
+    ids = jnp.arange(logits.shape[-1])[None]
+    logits = jnp.where(ids < real_vocab, logits, -jnp.inf)
     top = jnp.max(logits, axis=-1, keepdims=True)
-    if sampling.strategy in ("topk", "composite"):
-        values, ids = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]))
-        mass = jnp.exp((values - top) / sampling.temperature)
-        if sampling.strategy == "composite":
-            before = jnp.cumsum(mass, axis=-1) - mass
-            mass = jnp.where(before < sampling.top_p * jnp.sum(mass, axis=-1, keepdims=True), mass, 0.0)
-        return jnp.take_along_axis(ids, pick(mass, u[:, 0])[:, None], axis=-1)[:, 0]
-    mass = jnp.exp((logits - top) / sampling.temperature)
-    if sampling.strategy == "nucleus":
-        mass = jnp.where(mass >= nucleus_threshold(mass, sampling.top_p)[:, None], mass, 0.0)
-    return pick_in_blocks(mass, u)
+    best = jnp.min(jnp.where(logits == top, ids, logits.shape[-1]), axis=-1)
+    mass = jnp.exp((logits - top) / jnp.where(draw.temperature > 0, draw.temperature, 1.0)[:, None])
+    filtered = (draw.top_k > 0) | (draw.top_p < 1) | (draw.min_p > 0)
+    asked = jnp.any(filtered & (draw.temperature > 0))
+    least = jax.lax.cond(
+        asked,
+        thresholds,
+        lambda mass, draw: jnp.zeros_like(mass[:, 0]),
+        mass,
+        draw,
+    )
+    drawn = pick_in_blocks(jnp.where(mass >= least[:, None], mass, 0.0), uniforms)
+    token = jnp.where(draw.temperature > 0, drawn, best).astype(jnp.int32)
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+    return token, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def thresholds(mass: Float[Array, "B V"], draw: Draw) -> Float[Array, "B"]:
+    """The least mass that each row's filters leave in. The most likely token has mass 1.
+
+    Most rows are settled by their NARROW best; the whole vocabulary is looked at only for rows that are not.
+    """
+    narrow = jax.lax.top_k(mass, min(NARROW, mass.shape[-1]))[0]
+    total = jnp.sum(mass, axis=-1)
+    inside = (draw.top_k > 0) & (draw.top_k <= narrow.shape[-1])
+    inside |= (draw.top_k == 0) & (jnp.sum(narrow, axis=-1) >= draw.top_p * total)
+    settled = inside | ((draw.top_k == 0) & (draw.top_p >= 1))
+    few = _top_k_then_top_p(narrow, draw, total)
+    many = jax.lax.cond(jnp.all(settled), lambda: few, lambda: _top_k_then_top_p(mass, draw, total))
+    unfiltered = (draw.top_k == 0) & (draw.top_p >= 1)
+    return jnp.maximum(jnp.where(unfiltered, 0.0, jnp.where(settled, few, many)), draw.min_p)
+
+
+def _top_k_then_top_p(mass: Float[Array, "B V"], draw: Draw, total: Float[Array, "B"]) -> Float[Array, "B"]:
+    count = jnp.where(draw.top_k > 0, draw.top_k, mass.shape[-1])
+    least = largest_threshold(mass, lambda kept: jnp.sum(kept > 0, axis=-1) >= count)
+    kept = jnp.where(mass >= least[:, None], mass, 0.0)
+    wanted = draw.top_p * jnp.where(draw.top_k > 0, jnp.sum(kept, axis=-1), total)
+    return jnp.maximum(least, largest_threshold(kept, lambda kept: jnp.sum(kept, axis=-1) >= wanted))
 
 
 def pick(mass: Float[Array, "B V"], u: Float[Array, "B"]) -> Int[Array, "B"]:
@@ -80,20 +121,21 @@ def pick_in_blocks(mass: Float[Array, "B V"], u: Float[Array, "B 2"]) -> Int[Arr
     return block * BLOCK + pick(inside, u[:, 1])
 
 
-def nucleus_threshold(mass: Float[Array, "B V"], top_p: float) -> Float[Array, "B"]:
-    """The largest t for which the entries ≥ t hold at least the share `top_p` of the mass (arXiv 1904.09751).
+def largest_threshold(
+    mass: Float[Array, "B V"], enough: Callable[[Float[Array, "B V"]], Bool[Array, "B"]]
+) -> Float[Array, "B"]:
+    """The largest t for which what is left of `mass` at or above t is enough; 0 where nothing is.
 
-    Bisection over the bits of a float32, which order like the numbers they stand for: exact in 31 sums.
-    Entries that tie at the threshold are all in.
+    Bisection over the bits of a float32, which order like the numbers they stand for: exact in 31 looks. With
+    `enough` a share of the sum this is the nucleus (arXiv 1904.09751).
     """
-    wanted = top_p * jnp.sum(mass, axis=-1)
 
     def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = low + (high - low) // 2
         threshold = jax.lax.bitcast_convert_type(middle, jnp.float32)
-        enough = jnp.sum(jnp.where(mass >= threshold[:, None], mass, 0.0), axis=-1) >= wanted
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+        good = enough(jnp.where(mass >= threshold[:, None], mass, 0.0))
+        return jnp.where(good, middle, low), jnp.where(good, high, middle)
 
     low = jnp.zeros(mass.shape[0], jnp.int32)
     high = jax.lax.bitcast_convert_type(jnp.max(mass, axis=-1), jnp.int32) + 1
