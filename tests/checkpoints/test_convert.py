@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from checkpoints.folders import any_bits, bits, golden, rewrite, tensors
+from checkpoints.folders import TYPES, any_bits, bits, golden, rewrite, tensors
 from golden.families import FAMILIES
 from tiny_models import TEMPLATE, tiny_config, tiny_llama
 from transformers import AutoConfig, AutoTokenizer
@@ -50,6 +50,35 @@ def test_every_bit_of_every_family_comes_back(tmp_path: Path, name: str) -> None
     assert bits(tmp_path / "out") == bits(folder)
     ours, theirs = (AutoConfig.from_pretrained(path).to_dict() for path in (tmp_path / "out", folder))
     assert ours == theirs | {"dtype": "bfloat16", "_name_or_path": ours.get("_name_or_path")}
+
+
+def test_a_router_s_bias_stays_in_the_type_that_it_has(tmp_path: Path) -> None:
+    """DeepSeek-V3 has it in float32 in a bfloat16 model: rounded, it would send tokens to other experts."""
+    folder = golden("deepseek_v3", tmp_path / "hf")
+    values = tensors(folder)
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    rewrite(folder, {k: v if k.endswith("bias") else v.astype(TYPES["bfloat16"]) for k, v in values.items()})
+    params = imported(folder, tmp_path / "params", "bfloat16")
+    export_checkpoint(params, tmp_path / "out")
+    assert bits(tmp_path / "out") == bits(folder)
+    for _, tree in (load_weights(params), load_checkpoint(folder, dtype="bfloat16")):
+        assert tree["layers"]["1"]["ffn"]["router"].dtype == "bfloat16"
+        np.testing.assert_array_equal(tree["layers"]["1"]["ffn"]["router_bias"], values[name])
+
+
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:
+    folder = golden("deepseek_v3", tmp_path / "hf")
+    values = tensors(folder)
+    more = {
+        "model.layers.3.eh_proj.weight": values["lm_head.weight"],
+        "model.layers.3.enorm.weight": values["model.norm.weight"],
+    }
+    rewrite(folder, values | more)
+    export_checkpoint(imported(folder, tmp_path / "params"), tmp_path / "out")
+    assert bits(tmp_path / "out") == bits(golden("deepseek_v3", tmp_path / "plain"))
+    rewrite(folder, values | {"model.layers.4.enorm.weight": values["model.norm.weight"]})
+    with pytest.raises(DistillError, match=r"model\.layers\.4\.enorm\.weight is unknown"):
+        imported(folder, tmp_path / "params")
 
 
 def test_the_way_back_is_sharded_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

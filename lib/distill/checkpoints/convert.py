@@ -26,7 +26,7 @@ from distill.errors import DistillError
 from distill.files import replacing, write_json
 from distill.models import decoder
 from distill.models.config import ModelConfig
-from distill.models.families import config_from_hf, config_to_hf, weight_rows
+from distill.models.families import config_from_hf, config_to_hf, left_out, weight_rows
 from distill.models.table import Weight, weights
 from distill.text.tokenizer import load_tokenizer
 
@@ -56,7 +56,8 @@ def import_checkpoint(
             )
 
         def later(weight: Weight) -> Lazy:
-            return Lazy(lambda: read_weight(found, weight, dtype=jnp.dtype(dtype)))
+            kind = None if decoder.keeps_type(weight.ours) else jnp.dtype(dtype)
+            return Lazy(lambda: read_weight(found, weight, dtype=kind))
 
         digest = save_weights(tmp / "weights", nest({weight.ours: later(weight) for weight in table}))
         info = ModelInfo(
@@ -88,7 +89,8 @@ def load_checkpoint(
 
     def load(weight: Weight) -> jax.Array:
         sharding = sharding_of(mesh, " ".join(weight.axes), weight.shape)
-        read = lambda index: read_weight(found, weight, index, jnp.dtype(dtype))  # noqa: E731
+        kind = decoder.loaded_type(weight.ours, dtype)
+        read = lambda index: read_weight(found, weight, index, kind)  # noqa: E731
         return jax.make_array_from_callback(weight.shape, sharding, read)
 
     tree = nest({weight.ours: load(weight) for weight in table})
@@ -103,7 +105,8 @@ def export_checkpoint(params: Path, out: Path) -> None:
     with replacing(out) as tmp:
         tmp.mkdir()
         tensors = their_tensors(table, lambda weight: stored(weight.ours))
-        write_shards(tmp, tensors, plan_of(table, jnp.dtype(info.dtype)))
+        kept = {weight.ours: stored(weight.ours).dtype for weight in table if decoder.keeps_type(weight.ours)}
+        write_shards(tmp, tensors, plan_of(table, jnp.dtype(info.dtype), kept))
         for file in sorted((params / "tokenizer").iterdir()):
             shutil.copyfile(file, tmp / file.name)
         write_json(tmp / "config.json", _config_json(info))
@@ -128,7 +131,8 @@ def _checked(source: Path, origin: str) -> tuple[dict[str, Any], ModelConfig, Hf
         raise DistillError(f"{origin}: {error}") from None
     found, table = HfWeights(source), _table(config)
     head = {row.ours: row.theirs for row in weight_rows(config)}
-    found.check(table, tied=(head["head"], head["embed"]) if config.tied and "head" in head else None)
+    tied = (head["head"], head["embed"]) if config.tied and "head" in head else None
+    found.check(table, tied=tied, left_out=left_out(hf, config))
     return hf, config, found, table
 
 

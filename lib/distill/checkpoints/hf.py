@@ -1,7 +1,7 @@
 """Weights through the table, both ways: read from a Hugging Face folder, written as safetensors."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,16 @@ def their_tensors(weights: Iterable[Weight], read: Callable[[Weight], np.ndarray
                 yield name, np.concatenate([part for _, part in sorted(parts, key=lambda p: p[0])])
 
 
-def plan_of(weights: Iterable[Weight], dtype: np.dtype) -> Plan:
-    """What `their_tensors` will give, known before any of it is read."""
-    hollow = np.zeros((), dtype)
-    tensors = their_tensors(weights, lambda weight: np.broadcast_to(hollow, weight.shape))
+def plan_of(weights: Iterable[Weight], dtype: np.dtype, kept: Mapping[str, np.dtype] | None = None) -> Plan:
+    """What `their_tensors` will give, known before any of it is read.
+
+    dtype: of all weights but those in `kept`, which have a type of their own.
+    """
+
+    def hollow(weight: Weight) -> np.ndarray:
+        return np.broadcast_to(np.zeros((), (kept or {}).get(weight.ours, dtype)), weight.shape)
+
+    tensors = their_tensors(weights, hollow)
     return [(name, value.dtype, value.shape) for name, value in tensors]
 
 

@@ -84,14 +84,16 @@ class HfWeights:
                 raise DistillError(f"{tensor.file} is truncated: fetch it again")
         return out.reshape([stop - start for start, stop in cut])
 
-    def check(self, weights: Iterable[Weight], *, tied: tuple[str, str] | None = None) -> None:
+    def check(
+        self, weights: Iterable[Weight], *, tied: tuple[str, str] | None = None, left_out: tuple[str, ...] = ()
+    ) -> None:
         """Every tensor the model needs is here with its shape, and no other; else one error lists all faults.
 
         tied: names (head, embedding) of a head that the model shares with its embedding. A checkpoint may
-        carry it all the same; then it must be equal.
+        carry it all the same; then it must be equal. left_out: beginnings of names that do not matter.
         """
         wanted = {name: weight.their_shape for weight in weights for name in weight.theirs}
-        found = set(self.tensors)
+        found = {name for name in self.tensors if not name.startswith(left_out)}
         faults = []
         if tied and tied[0] in found:
             found.discard(tied[0])

@@ -167,7 +167,8 @@ def load_weights(
     """
     info = read_info(params)
     config, dtype = info.architecture, dtype or info.dtype
-    tree = nest({path: _abstract(config, axes, mesh, dtype) for path, axes in decoder.weight_axes(config).items()})
+    axes = decoder.weight_axes(config)
+    tree = nest({path: _abstract(config, axes[path], mesh, decoder.loaded_type(path, dtype)) for path in axes})
     arguments = ocp.args.PyTreeRestore(item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
     with _restoring(params), _checkpointer() as checkpointer:
         weights = checkpointer.restore((params / "weights").absolute(), args=arguments)

@@ -100,6 +100,19 @@ def weight_axes(config: ModelConfig) -> dict[str, str]:
     return axes
 
 
+def keeps_type(path: str) -> bool:
+    """Whether a weight is stored in the type that it came in, whatever the model's.
+
+    DeepSeek-V3 has its router's bias in float32: bfloat16 would change who is asked.
+    """
+    return path.endswith(".router_bias")
+
+
+def loaded_type(path: str, dtype: Any) -> Any:
+    """What a weight is computed with in a model of type `dtype`."""
+    return jnp.dtype(jnp.float32 if keeps_type(path) else dtype)
+
+
 def _axes(prefix: str, state: nnx.State) -> dict[str, str]:
     return {prefix + ".".join(path): leaf.axes for path, leaf in nnx.to_flat_state(state)}
 
@@ -205,11 +218,15 @@ def extend(
 
 def logits(config: ModelConfig, params: Params, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
     """Scores of the next token, float32."""
-    head = params["embed"] if config.tied else params["head"]
-    scores = jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=jnp.float32)
+    return scores(config, hidden, params["embed"] if config.tied else params["head"])
+
+
+def scores(config: ModelConfig, hidden: Float[Array, "... D"], head: Float[Array, "V D"]) -> Float[Array, "... V"]:
+    """`logits`, with the head given apart."""
+    values = jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=jnp.float32)
     if config.logit_softcap is not None:
-        scores = config.logit_softcap * jnp.tanh(scores / config.logit_softcap)
-    return scores
+        values = config.logit_softcap * jnp.tanh(values / config.logit_softcap)
+    return values
 
 
 def _embed(config: ModelConfig, params: Params, tokens: Array) -> Array:

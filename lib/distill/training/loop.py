@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from distill import closure
-from distill.checkpoints.store import copy_tokenizer, read_info, save_weights, tree_digest, write_info
+from distill.checkpoints.store import copy_tokenizer, flat, nest, read_info, save_weights, tree_digest, write_info
 from distill.config import Stage
 from distill.data.conversations import training_conversations
 from distill.data.loader import Loader
@@ -69,9 +69,7 @@ def fit(init: Path, examples: Examples, folder: Path, stage: Stage, name: str) -
     info = read_info(init)
     steps = stage.steps or math.ceil(stage.epochs * len(examples) / stage.batch_size)
     if stage.warmup_steps >= steps:
-        raise DistillError(
-            f"stage {name}: warmup_steps is {stage.warmup_steps}, the run has {steps} steps: lower it"
-        )
+        raise DistillError(f"stage {name}: warmup_steps is {stage.warmup_steps}, the run has {steps} steps: lower it")
     mesh, optimizer = make_mesh(), make_optimizer(stage, steps)
     rows = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if stage.batch_size % rows:
@@ -116,17 +114,13 @@ def fit(init: Path, examples: Examples, folder: Path, stage: Stage, name: str) -
                     }
                     log.write(json.dumps(row) + "\n")
                     log.flush()
-                    bar.set_postfix(
-                        loss=f"{row['loss']:.4f}", tokens_s=round(row["tokens_per_second"]), refresh=False
-                    )
+                    bar.set_postfix(loss=f"{row['loss']:.4f}", tokens_s=round(row["tokens_per_second"]), refresh=False)
                 bar.update()
                 if saving:
                     kept.save(step, state)
                 if told:
                     kept.close()
-                    raise DistillError(
-                        f"stage {name} was told to stop and saved step {step}: run again to go on"
-                    )
+                    raise DistillError(f"stage {name} was told to stop and saved step {step}: run again to go on")
         kept.close()
         seconds = round(time.monotonic() - started, 3)
         digest = _finish(init, folder, config, state)
@@ -160,7 +154,8 @@ def _refuse_nan(name: str, step: int, metrics: dict) -> None:
 def _finish(init: Path, folder: Path, config: ModelConfig, state: State) -> str:
     """Write the params folder beside the checkpoints and move it into place; gives its digest."""
     info = read_info(init)
-    tree = jax.tree.map(lambda a: np.asarray(a).astype(info.dtype), decoder.unstack(config, state.params))
+    leaves = flat(decoder.unstack(config, state.params)).items()
+    tree = nest({path: np.asarray(leaf).astype(decoder.loaded_type(path, info.dtype)) for path, leaf in leaves})
     info = info.model_copy(update={"source": str(folder), "revision": None, "digest": tree_digest(tree)})
     with replacing(folder / "params") as tmp:
         tmp.mkdir()

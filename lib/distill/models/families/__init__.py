@@ -44,6 +44,11 @@ def weight_rows(config: ModelConfig) -> list[Row]:
     return FAMILIES[config.family].rows(config)
 
 
+def left_out(values: dict[str, Any], config: ModelConfig) -> tuple[str, ...]:
+    """What the names of tensors begin with that a checkpoint of this `config.json` has and the model does not."""
+    return FAMILIES[config.family].left_out(HfConfig(values))
+
+
 def _fault(config: ModelConfig) -> str | None:
     """What cannot be true of any model of this configuration."""
     experts = config.experts

@@ -82,6 +82,8 @@ class Family:
     from_hf: Callable[[HfConfig], ModelConfig]
     to_hf: Callable[[ModelConfig], dict[str, Any]]
     rows: Callable[[ModelConfig], list[Row]]
+    left_out: Callable[[HfConfig], tuple[str, ...]] = lambda hf: ()
+    """What the names of tensors begin with that a checkpoint has and the model does not."""
 
 
 def base_from_hf(hf: HfConfig, *, head_dim: int | None = None, tied: bool = False) -> dict[str, Any]:

@@ -150,5 +150,11 @@ def _rows(config: ModelConfig) -> list[Row]:
     ]
 
 
+def _further_predictions(hf: HfConfig) -> tuple[str, ...]:
+    """V3's layers behind the last one, which predict tokens after the next (section 2.2): for training alone."""
+    last, more = hf.int("num_hidden_layers"), hf.int("num_nextn_predict_layers", 0)
+    return tuple(f"model.layers.{last + i}." for i in range(more))
+
+
 DEEPSEEK_V2 = Family("deepseek_v2", "DeepseekV2ForCausalLM", _v2_from_hf, _v2_to_hf, _rows)
-DEEPSEEK_V3 = Family("deepseek_v3", "DeepseekV3ForCausalLM", _v3_from_hf, _v3_to_hf, _rows)
+DEEPSEEK_V3 = Family("deepseek_v3", "DeepseekV3ForCausalLM", _v3_from_hf, _v3_to_hf, _rows, _further_predictions)
