@@ -19,7 +19,7 @@ from distill.inputs import dataset_files, is_params, model_files, tokenizer_file
 
 PYTHON = sys.executable
 SCRIPTS = str(Path(workflow.basedir) / "scripts")
-shell.prefix("set -euo pipefail; PYTHON={PYTHON:q} SCRIPTS={SCRIPTS:q}; ")
+shell.prefix("set -euo pipefail; PYTHON={PYTHON:q} SCRIPTS={SCRIPTS:q}; export DISTILL_PARENT=$PPID; ")
 
 
 def read_recipe_or_exit():

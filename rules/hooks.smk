@@ -91,7 +91,7 @@ def score_line(name, score):
 
 def print_errors():
     """Say at the end, where one looks, why jobs failed: the `error:` line of each, or else its last one."""
-    for log in TERSE.failed:
+    for log in dict.fromkeys(TERSE.failed):
         text = Path(log).read_text(encoding="utf-8", errors="replace") if Path(log).exists() else ""
         lines = re.findall(r"\berror: .*", text) or text.split("\n")[-2:-1] or ["it left no word"]
         print(f"\n{lines[-1]}\n  (the whole: {log})", file=sys.stderr)

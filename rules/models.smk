@@ -8,7 +8,7 @@ out: models/{model}/params/ of each, and compatibility.json of teacher and stude
 # A pinned snapshot is what it is: with a digest of code, an edit to the client would rerun all that follows.
 rule download:
     output:
-        directory("<models>/{model}/source"),
+        folder=directory("<models>/{model}/source"),
     params:
         model=model_settings,
     log:
@@ -21,7 +21,7 @@ rule download:
     shell:
         '"$PYTHON" "$SCRIPTS"/download.py'
         " --model {params.model:q}"
-        " --out {output:q}"
+        " --out {output.folder:q}"
         " 2>&1 | tee -i {log:q} >&2"
 
 

@@ -20,9 +20,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--run", required=True, help="the run's name, for the card")
 @click.option("--teacher", required=True, help="the teacher's settings, JSON, for the card")
 @click.option("--out", type=PATH, required=True, help="dataset folder to make")
-def main(
-    completions: Path, index: Path, dataset: str, num_generations: int, run: str, teacher: str, out: Path
-) -> None:
+def main(completions: Path, index: Path, dataset: str, num_generations: int, run: str, teacher: str, out: Path) -> None:
     with explained():
         wanted, model = Dataset.model_validate_json(dataset), Model.model_validate_json(teacher)
         facts = CardFacts(run, model.source, model.revision, wanted.license)

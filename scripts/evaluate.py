@@ -8,6 +8,7 @@ from distill.config import Evaluation, Generation
 from distill.errors import explained
 from distill.evaluation.score import evaluate
 from distill.parallel.runtime import start
+from distill.parent import leave_with_parent
 
 PATH = click.Path(path_type=Path)
 
@@ -21,6 +22,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--out", type=PATH, required=True, help="JSON file to write")
 def main(params: Path, name: str, evaluation: str, generation: str, template: str, out: Path) -> None:
     with explained():
+        leave_with_parent()
         start()
         settings = Evaluation.model_validate_json(evaluation)
         lengths = Generation.model_validate_json(generation)

@@ -8,6 +8,7 @@ from distill.config import Generation
 from distill.errors import explained
 from distill.generation.run import generate_batch
 from distill.parallel.runtime import start
+from distill.parent import leave_with_parent
 
 PATH = click.Path(path_type=Path)
 
@@ -19,6 +20,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--out", type=PATH, required=True, help="Parquet file to write")
 def main(teacher: Path, prompts: Path, generation: str, out: Path) -> None:
     with explained():
+        leave_with_parent()
         start()
         click.echo(generate_batch(teacher, prompts, out, Generation.model_validate_json(generation)))
 

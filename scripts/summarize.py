@@ -18,9 +18,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--stage", "stages", multiple=True, help="a stage's name; give each")
 @click.option("--out", type=PATH, required=True, help="JSON file to write")
 @click.argument("evaluations", type=PATH, nargs=-1, required=True)
-def main(
-    run: str, teacher: str, student: str, stages: tuple[str], out: Path, evaluations: tuple[Path]
-) -> None:
+def main(run: str, teacher: str, student: str, stages: tuple[str], out: Path, evaluations: tuple[Path]) -> None:
     """Add the scores of EVALUATIONS ({name}.json) up: the share of the gap that each stage recovered."""
     with explained():
         by_name = {path.stem: path for path in evaluations}

@@ -7,6 +7,7 @@ import click
 from distill.config import Stage
 from distill.errors import explained
 from distill.parallel.runtime import start
+from distill.parent import leave_with_parent
 from distill.training.loop import train
 
 PATH = click.Path(path_type=Path)
@@ -20,11 +21,10 @@ PATH = click.Path(path_type=Path)
 @click.option("--max-length", type=int, required=True, help="longer examples are dropped, in tokens")
 @click.option("--folder", type=PATH, required=True, help="the student's folder")
 @click.argument("data", type=PATH, nargs=-1, required=True)
-def main(
-    init: Path, stage: str, name: str, template: str, max_length: int, folder: Path, data: tuple[Path]
-) -> None:
+def main(init: Path, stage: str, name: str, template: str, max_length: int, folder: Path, data: tuple[Path]) -> None:
     """Train one stage's student on DATA: a dataset folder, or prompt files with the original answers."""
     with explained():
+        leave_with_parent()
         start()
         if data[0].is_dir():
             data = sorted(data[0].glob("data/*.parquet"))

@@ -31,9 +31,7 @@ RECIPE = {
         "sampling": {"temperature": 0.9},
     },
     "dataset": {"keep_length": True},
-    "stages": {
-        "sft": {"init": "student", "steps": 30, "batch_size": 2, "checkpoint_every": 3, "log_every": 1}
-    },
+    "stages": {"sft": {"init": "student", "steps": 30, "batch_size": 2, "checkpoint_every": 3, "log_every": 1}},
     "evaluation": {"source": "held_out.jsonl", "batch_size": 4, "max_target_length": 40},
 }
 
@@ -139,13 +137,13 @@ class Project:
         """The jobs that a run would start, as far as a dry run can tell."""
         return set(self.run("--dry-run", *arguments))
 
-    def kill_when(self, ready: Callable[[], bool]) -> None:
-        """Start a run and kill it, with all its children, as soon as something is so."""
+    def kill_when(self, ready: Callable[[], bool], *, alone: bool = False) -> None:
+        """Start a run and kill it as soon as something is so, with all its jobs or `alone`."""
         process = self.start()
         deadline = time.monotonic() + 180
         while not ready():
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, "it never came to that"
             time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
+        (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
         process.communicate()

@@ -180,9 +180,7 @@ def test_the_teacher_is_changed(project: Project) -> None:
 def test_a_trained_student_as_a_model(project: Project) -> None:
     """A params folder is taken as it is: nothing is imported."""
     student = "results/tiny/students/sft/params"
-    project.recipe(
-        run="next", models={"teacher": {"source": "models/teacher"}, "student": {"source": student}}
-    )
+    project.recipe(run="next", models={"teacher": {"source": "models/teacher"}, "student": {"source": student}})
     jobs = project.stale()
     assert "train sft" in jobs
     assert not any(job.startswith("import") for job in jobs)

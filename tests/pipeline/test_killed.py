@@ -20,9 +20,8 @@ def outcome(project: Project) -> dict:
 def test_killed_while_generating_and_while_training(finished: Project, project: Project) -> None:
     folder = project.run_folder
     shutil.rmtree(folder)
-    project.kill_when(lambda: len(list(folder.glob("logs/generate/*.log"))) == 2)
-    made = {file.name for file in folder.glob("completions/*.parquet")}
-    assert len(made) == 1
+    project.kill_when(lambda: len(list(folder.glob("logs/generate/*.log"))) == 2, alone=True)
+    assert len(list(folder.glob("completions/*.parquet"))) < 3
     assert list((project.folder / ".snakemake/locks").iterdir()), "no lock was left: less is proved"
     project.kill_when(lambda: any(saved.name.isdigit() for saved in folder.glob("students/sft/steps/*")))
     assert not (folder / "students/sft/params").exists()
