@@ -1,5 +1,7 @@
 """What must hold of a gradient, whatever the batch looks like."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from distill.config import Stage
 from distill.models import decoder
 from distill.models.families import config_from_hf
 from distill.parallel.mesh import make_mesh
-from distill.training.losses import masked_sum, token_nll
+from distill.training.losses import chunked_nll, masked_sum, token_nll
 from distill.training.optimizer import learning_rate, make_optimizer
 from distill.training.state import State, param_shardings
 from distill.training.step import make_step, sft_loss
@@ -31,10 +33,7 @@ gradient = jax.jit(jax.value_and_grad(lambda params, batch: sft_loss(CONFIG, par
 def batch(lengths: list[int], width: int, prompt: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
     """A row for each length; the first `prompt` tokens of each are not learned."""
     rows = [np.random.default_rng([seed, i]).integers(6, 35, n + 1) for i, n in enumerate(lengths)]
-    out = {
-        name: np.zeros((len(rows), width), np.int32)
-        for name in ("tokens", "targets", "positions", "segment_ids")
-    }
+    out = {name: np.zeros((len(rows), width), np.int32) for name in ("tokens", "targets", "positions", "segment_ids")}
     out["mask"] = np.zeros((len(rows), width), np.float32)
     for i, row in enumerate(rows):
         n = len(row) - 1
@@ -94,9 +93,7 @@ def test_the_gradient_is_the_slope_of_the_loss() -> None:
     data = batch([8, 12], 16)
     with jax.enable_x64(True):
         params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), PARAMS)
-        along = jax.tree.map(
-            lambda a: jax.random.normal(jax.random.key(a.size), a.shape, jnp.float64), params
-        )
+        along = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.size), a.shape, jnp.float64), params)
         loss = jax.jit(lambda t: sft_loss(CONFIG, jax.tree.map(lambda p, d: p + t * d, params, along), data))
         slope = float(jax.jit(jax.grad(loss))(0.0))
         step = 2e-4  # the norms and the loss itself are computed in float32
@@ -137,3 +134,30 @@ def test_schedules_reach_what_they_promise() -> None:
         assert float(rate(10)) == pytest.approx(1.0)
         assert float(rate(55)) == pytest.approx(middle, abs=1e-6)
         assert float(rate(100)) == pytest.approx(1.0 if schedule == "constant" else 0.1, abs=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 16, None])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_chunks_change_neither_loss_nor_gradient(chunk: int | None, softcap: float | None) -> None:
+    config = CONFIG.model_copy(update={"logit_softcap": softcap})
+    data, hidden = batch([8, 12, 5], 16), jax.random.normal(jax.random.key(1), (3, 16, 32))
+    score = partial(decoder.scores, config)
+
+    def whole(hidden: jax.Array, head: jax.Array) -> jax.Array:
+        return masked_sum(token_nll(score(hidden, head), data["targets"]), data["mask"])[0] / 7
+
+    def chunked(hidden: jax.Array, head: jax.Array) -> jax.Array:
+        return chunked_nll(score, hidden, head, data["targets"], data["mask"], chunk) / 7
+
+    both = [jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(hidden, PARAMS["embed"]) for f in (whole, chunked)]
+    assert float(both[0][0]) == pytest.approx(float(both[1][0]), abs=1e-6)
+    assert float(jax.jit(chunked)(hidden, PARAMS["embed"])) == pytest.approx(float(both[0][0]), abs=1e-6)
+    assert_close(both[0][1], both[1][1])
+
+
+def test_scores_are_never_held_for_all_positions_at_once() -> None:
+    hidden, head = jnp.zeros((4, 512, 32)), jnp.zeros((32000, 32))
+    targets, mask = jnp.zeros((4, 512), jnp.int32), jnp.ones((4, 512))
+    loss = lambda hidden, head: chunked_nll(partial(decoder.scores, CONFIG), hidden, head, targets, mask)  # noqa: E731
+    used = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head).compile().memory_analysis()
+    assert used.temp_size_in_bytes < 4 * 512 * 32000 * 4 / 2

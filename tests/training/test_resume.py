@@ -20,9 +20,7 @@ from distill.files import read_json, read_jsonl
 from distill.training import loop
 from distill.training.loop import fit
 
-STAGE = Stage(
-    init="-", steps=12, batch_size=8, learning_rate=3e-3, warmup_steps=2, checkpoint_every=4, log_every=3
-)
+STAGE = Stage(init="-", steps=12, batch_size=8, learning_rate=3e-3, warmup_steps=2, checkpoint_every=4, log_every=3)
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +87,7 @@ def same(left: Path, right: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [2, 5, 11])
-def test_a_cut_run_ends_in_the_same_bits(
-    init, examples, undisturbed, tmp_path, monkeypatch, step: int
-) -> None:
+def test_a_cut_run_ends_in_the_same_bits(init, examples, undisturbed, tmp_path, monkeypatch, step: int) -> None:
     cut_at(step, init, examples, tmp_path, monkeypatch)
     assert not (tmp_path / "params").exists()
     fit(init, examples, tmp_path, STAGE, "sft")
@@ -152,9 +148,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_is_not_saved(init, examples
     assert not list((tmp_path / "steps").glob("[0-9]*"))
 
 
-def test_a_second_trainer_is_kept_out_and_told_who_is_there(
-    init, examples, tmp_path, monkeypatch, capsys
-) -> None:
+def test_a_second_trainer_is_kept_out_and_told_who_is_there(init, examples, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(loop, "PATIENCE", 0.2)
     (tmp_path / "steps.pid").write_text("4711\n")
     with FileLock(tmp_path / "steps.lock"), pytest.raises(DistillError, match="process 4711 is training in"):

@@ -35,9 +35,7 @@ class Steps:
     def restore(self, state: State, where: State) -> tuple[int, State]:
         """The newest step that can be read and its state, or 0 and the state given."""
         for step in sorted(self.manager.all_steps(), reverse=True):
-            shapes = jax.tree.map(
-                lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, where
-            )
+            shapes = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, where)
             try:
                 restored = self.manager.restore(step, args=ocp.args.StandardRestore(shapes._asdict()))
             except Exception as error:  # whatever a cut file makes Orbax raise: the step before is as good

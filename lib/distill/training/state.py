@@ -20,9 +20,7 @@ class State(NamedTuple):
     optimizer: Any
 
 
-def initial_state(
-    init: Path, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> tuple[ModelConfig, State, State]:
+def initial_state(init: Path, optimizer: optax.GradientTransformation, mesh: Mesh) -> tuple[ModelConfig, State, State]:
     """A model's weights with a fresh optimiser, and where each array lies."""
     config, params = load_weights(init, mesh=mesh, dtype="float32", scanned=True)
     where = param_shardings(config, params, mesh)

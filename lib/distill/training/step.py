@@ -1,6 +1,7 @@
 """One training step, pure: `state, metrics = step(state, batch)`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 from distill.models import decoder
 from distill.models.config import ModelConfig
 from distill.parallel.mesh import batch_sharding, replicated
-from distill.training.losses import masked_sum, token_nll
+from distill.training.losses import chunked_nll
 from distill.training.state import State
 
 Batch = dict[str, jax.Array]
@@ -19,12 +20,10 @@ Batch = dict[str, jax.Array]
 
 def sft_loss(config: ModelConfig, params: decoder.Params, batch: Batch) -> jax.Array:
     """Mean negative log-likelihood (nats) of the completions' tokens over the global batch."""
-    hidden = decoder.forward(
-        config, params, batch["tokens"], batch["segment_ids"], batch["positions"], remat=True
-    )
-    nll = token_nll(decoder.logits(config, params, hidden), batch["targets"])
-    total, count = masked_sum(nll, batch["mask"])
-    return total / jnp.maximum(count, 1.0)
+    hidden = decoder.forward(config, params, batch["tokens"], batch["segment_ids"], batch["positions"], remat=True)
+    head = params["embed"] if config.tied else params["head"]
+    total = chunked_nll(partial(decoder.scores, config), hidden, head, batch["targets"], batch["mask"])
+    return total / jnp.maximum(jnp.sum(batch["mask"]), 1.0)
 
 
 def make_step(
