@@ -201,7 +201,7 @@ def test_export_holds_few_tensors_at_a_time(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(convert, "read_stored", watched)
     export_checkpoint(params, tmp_path / "out")
     assert len(most) > 60
-    assert max(most) <= 2
+    assert max(most) <= 3  # read ahead, waiting, being written
 
 
 def test_the_digest_is_that_of_the_tree_in_every_process(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Hugging Face folder → params folder → Hugging Face folder, a tensor at a time and bit for bit."""
 
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,8 @@ from distill.models.config import ModelConfig
 from distill.models.families import config_from_hf, config_to_hf, left_out, weight_rows
 from distill.models.table import Weight, weights
 from distill.text.tokenizer import load_tokenizer
+
+T = TypeVar("T")
 
 
 def import_checkpoint(
@@ -106,10 +110,19 @@ def export_checkpoint(params: Path, out: Path) -> None:
         tmp.mkdir()
         tensors = their_tensors(table, lambda weight: stored(weight.ours))
         kept = {weight.ours: stored(weight.ours).dtype for weight in table if decoder.keeps_type(weight.ours)}
-        write_shards(tmp, tensors, plan_of(table, jnp.dtype(info.dtype), kept))
+        write_shards(tmp, _ahead(tensors), plan_of(table, jnp.dtype(info.dtype), kept))
         for file in sorted((params / "tokenizer").iterdir()):
             shutil.copyfile(file, tmp / file.name)
         write_json(tmp / "config.json", _config_json(info))
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items; the next one is read while the last one is written."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
 
 
 def _config_json(info: ModelInfo) -> dict[str, Any]:
