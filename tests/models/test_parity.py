@@ -5,11 +5,9 @@ In the golden checkpoints each distinctive setting of a family moves its logits,
 
 import numpy as np
 import pytest
-from golden_models import CASES, NAMES, case, golden, load, run
+from golden_models import ATOL, CASES, MEAN_KL, NAMES, case, golden, load, run
 
 from distill.evaluation.parity import Parity, compare, together
-
-ATOL, MEAN_KL = 1e-4, 1e-6
 
 
 @pytest.mark.parametrize("which", CASES)
