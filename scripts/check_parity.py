@@ -16,9 +16,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--reference", type=PATH, required=True, help="npz: input_ids [B, T] and logits [B, T, V]")
 @click.option("--out", type=PATH, required=True, help="report to write, JSON")
 @click.option("--atol", type=float, default=1e-3, show_default=True, help="largest |Δlogit| allowed")
-@click.option(
-    "--max-kl", type=float, default=1e-5, show_default=True, help="largest KL a token allowed, nats"
-)
+@click.option("--max-kl", type=float, default=1e-5, show_default=True, help="largest KL a token allowed, nats")
 def main(source: Path, reference: Path, out: Path, atol: float, max_kl: float) -> None:
     with explained():
         start()
