@@ -99,9 +99,7 @@ def loss(name: str, steps: list[int], losses: list[float], rates: list[float]) -
             upper.plot(x, _smooth(raw, window), color=COLOURS["after"], linewidth=2)
         if logarithmic:
             upper.set_yscale("log")
-            upper.yaxis.set_major_locator(
-                LogLocator(subs=(1.0, 3.0) if raw.max() < 1000 * raw.min() else (1.0,))
-            )
+            upper.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if raw.max() < 1000 * raw.min() else (1.0,)))
             upper.yaxis.set_minor_locator(NullLocator())
             upper.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         else:

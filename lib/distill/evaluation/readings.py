@@ -13,9 +13,7 @@ from distill.config import Recipe
 from distill.files import read_json, read_jsonl
 
 LONGEST_TEXT = 700  # characters of a sample shown; the file beside it has the rest
-LONGEST_CELL = (
-    120  # characters that a table's cell holds well; longer texts are set side by side below the prompt
-)
+LONGEST_CELL = 120  # characters that a table's cell holds well; longer texts are set side by side below the prompt
 MOST_MISTAKES = 6
 WHY_DROPPED = {
     "prompts": {
@@ -81,9 +79,7 @@ def scored(run: Run, summary: dict) -> list[Scored]:
         exact = found.get("exact_match") is not None and judged > 0
         bounds = wilson(found["exact_match"], judged) if exact else (None, None)
         source = run.label("evaluation", f"{name}.json")
-        rows.append(
-            Scored(name, role, label, found, summary["stages"].get(name, {}), source, judged, *bounds)
-        )
+        rows.append(Scored(name, role, label, found, summary["stages"].get(name, {}), source, judged, *bounds))
     return rows
 
 
@@ -115,9 +111,7 @@ def samples(run: Run, models: list[Scored]) -> dict[str, Any]:
         }  # fmt: skip
 
     rows = [row(key) for key in [*first, *wrong[: MOST_MISTAKES if first else 0]]]
-    parts = [
-        part for row in rows for part in (*row["messages"], row["reference"], *filter(None, row["answers"]))
-    ]
+    parts = [part for row in rows for part in (*row["messages"], row["reference"], *filter(None, row["answers"]))]
     long = any(len(part["text"]) > LONGEST_CELL for part in parts)
     return {"first": rows[: len(first)], "mistakes": rows[len(first) :], "long": long}
 

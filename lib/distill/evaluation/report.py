@@ -146,6 +146,4 @@ def _plainly(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     text = str(value)
-    return (
-        f"{text[:12]}…" if len(text) >= 40 and all(letter in "0123456789abcdef" for letter in text) else text
-    )
+    return f"{text[:12]}…" if len(text) >= 40 and all(letter in "0123456789abcdef" for letter in text) else text
