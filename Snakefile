@@ -16,6 +16,7 @@ include: "rules/export.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
 include: "rules/plan.smk"
+include: "rules/parity.smk"
 
 
 rule all:

@@ -14,7 +14,8 @@ from golden_models import ATOL, CASES, FOLDER, LENGTH, MEAN_KL, NAMES, case, run
 from distill.checkpoints.convert import load_checkpoint
 from distill.checkpoints.hf import their_tensors, write_shards
 from distill.checkpoints.store import flat
-from distill.evaluation.parity import check_parity, make_reference
+from distill.evaluation.parity import check_parity
+from distill.evaluation.reference import make_reference
 from distill.files import write_json
 from distill.models import decoder
 from distill.models.families import config_to_hf, weight_rows

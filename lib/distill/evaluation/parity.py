@@ -13,12 +13,10 @@ from jaxtyping import Float, Int
 from distill import SCHEMA_VERSION
 from distill.checkpoints.convert import load_checkpoint
 from distill.errors import DistillError
-from distill.files import replacing, write_json
+from distill.files import write_json
 from distill.models import decoder
 from distill.models.config import ModelConfig
 
-LENGTH = 128
-"""Tokens of the two random sequences that a reference is made of."""
 BLOCK = 64
 """Tokens that are compared at once: float64 of a large vocabulary is large."""
 
@@ -99,21 +97,6 @@ def check_parity(source: Path, reference: Path, out: Path, *, atol: float, max_k
     }
     write_json(out, report)
     return found
-
-
-def make_reference(source: Path, out: Path) -> None:
-    """Write what `check_parity` reads, for two rows of random tokens, from `transformers` with torch."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
-    )
-    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, LENGTH), dtype=np.int32)
-    with torch.no_grad():
-        logits = model.eval()(input_ids=torch.from_numpy(ids).long(), use_cache=False).logits
-    with replacing(out) as tmp, tmp.open("wb") as file:
-        np.savez(file, input_ids=ids, logits=logits.numpy())
 
 
 @partial(jax.jit, static_argnums=0)
