@@ -1,13 +1,27 @@
 """Errors a user can act on: one line that names the thing, the value and the remedy."""
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class DistillError(Exception):
     """A fault in what the user gave, not in the code. Scripts print it without a traceback and exit 1."""
+
+
+@contextmanager
+def full_disk_as_oserror(where: Path) -> Iterator[None]:
+    """Orbax says in words only, inside errors of its own, that the disk is full: raise that as an OSError."""
+    try:
+        yield
+    except Exception as error:
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(where)) from None
+        raise
 
 
 @contextmanager

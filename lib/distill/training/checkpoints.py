@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from distill.errors import full_disk_as_oserror
 from distill.files import read_json, read_jsonl, write_json, write_jsonl
 from distill.training.state import State
 
@@ -47,7 +48,8 @@ class Steps:
 
     def save(self, step: int, state: State) -> None:
         """Save in the background; the state may be donated at once."""
-        self.manager.save(step, args=ocp.args.StandardSave(state._asdict()))
+        with full_disk_as_oserror(self.folder):
+            self.manager.save(step, args=ocp.args.StandardSave(state._asdict()))
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop rows of steps that will be done again."""
@@ -56,8 +58,9 @@ class Steps:
 
     def close(self) -> None:
         """Wait for what is being saved."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        with full_disk_as_oserror(self.folder):
+            self.manager.wait_until_finished()
+            self.manager.close()
 
     def _belongs_to(self, identity: dict[str, Any]) -> bool:
         path = self.folder / "identity.json"
