@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.generation.sampling import Draw, choose, pick, pick_in_blocks, request_seed, thresholds, uniforms
+from distill.generation.sampling import Draw, choose, pick, request_seed, thresholds, uniforms
 
 DRAWS = 100_000
 
@@ -124,8 +124,9 @@ def test_the_ends_of_the_unit_interval_pick_entries_that_have_mass() -> None:
     mass = jnp.asarray([[0.0, 0.0, 0.4, 0.0, 0.6, 0.0]])
     last = np.nextafter(np.float32(1), np.float32(0))
     assert [int(pick(mass, jnp.asarray([u]))[0]) for u in (0.0, 0.39, 0.41, last)] == [2, 2, 4, 4]
-    wide = jnp.zeros((1, 1000)).at[0, 300].set(0.4).at[0, 700].set(0.6)
-    ends = [int(pick_in_blocks(wide, jnp.asarray([[u, v]]))[0]) for u in (0.0, last) for v in (0.0, last)]
+    wide = jnp.full((1, 1000), -jnp.inf).at[0, 300].set(np.log(0.4)).at[0, 700].set(np.log(0.6))
+    one = Draw(*(jnp.full(1, value) for value in Draw()))
+    ends = [int(choose(one, wide, jnp.asarray([[u, v]]), 1000)[0][0]) for u in (0.0, last) for v in (0.0, last)]
     assert ends == [300, 300, 700, 700]
 
 

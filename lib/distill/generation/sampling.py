@@ -60,24 +60,42 @@ def choose(
 
     Rows of the vocabulary from `real_vocab` on are padding: no tokenizer knows them, they are never drawn.
     """
-    ids = jnp.arange(logits.shape[-1])[None]
-    logits = jnp.where(ids < real_vocab, logits, -jnp.inf)
-    top = jnp.max(logits, axis=-1, keepdims=True)
-    best = jnp.min(jnp.where(logits == top, ids, logits.shape[-1]), axis=-1)
-    mass = jnp.exp((logits - top) / jnp.where(draw.temperature > 0, draw.temperature, 1.0)[:, None])
+    rows, size = logits.shape
+    ids = jnp.arange(size)[None]
+    logits = jnp.where(ids < real_vocab, logits, -jnp.inf) if real_vocab < size else logits
+    blocks = jnp.pad(logits, ((0, 0), (0, -size % BLOCK)), constant_values=-jnp.inf).reshape(rows, -1, BLOCK)
+    top = jnp.max(blocks, axis=(1, 2))
+    own = jnp.sum(jnp.exp(blocks - top[:, None, None]), axis=-1)
+    drawn = draw.temperature > 0
     filtered = (draw.top_k > 0) | (draw.top_p < 1) | (draw.min_p > 0)
-    asked = jnp.any(filtered & (draw.temperature > 0))
-    least = jax.lax.cond(
-        asked,
-        thresholds,
-        lambda mass, draw: jnp.zeros_like(mass[:, 0]),
-        mass,
-        draw,
+    plain = jnp.all(~drawn | ((draw.temperature == 1) & ~filtered))
+    sums, least = jax.lax.cond(
+        plain, lambda: (own, jnp.zeros_like(top)), lambda: _asked_mass(draw, blocks, top, jnp.any(drawn & filtered))
     )
-    drawn = pick_in_blocks(jnp.where(mass >= least[:, None], mass, 0.0), uniforms)
-    token = jnp.where(draw.temperature > 0, drawn, best).astype(jnp.int32)
+    block = pick(sums, uniforms[:, 0])
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    mass = jnp.exp((inside - top[:, None]) / _hot(draw)[:, None])
+    token = block * BLOCK + pick(jnp.where(mass >= least[:, None], mass, 0.0), uniforms[:, 1])
+    best = jax.lax.cond(
+        jnp.all(drawn), lambda: token, lambda: jnp.min(jnp.where(logits == top[:, None], ids, size), axis=-1)
+    )
+    token = jnp.where(drawn, token, best).astype(jnp.int32)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-    return token, chosen - jax.nn.logsumexp(logits, axis=-1)
+    return token, chosen - top - jnp.log(jnp.sum(own, axis=-1))
+
+
+def _hot(draw: Draw) -> Float[Array, "B"]:
+    return jnp.where(draw.temperature > 0, draw.temperature, 1.0)
+
+
+def _asked_mass(
+    draw: Draw, blocks: Float[Array, "B n C"], top: Float[Array, "B"], filtered: Bool[Array, ""]
+) -> tuple[Float[Array, "B n"], Float[Array, "B"]]:
+    """What each block holds once temperature and filters are applied, and the least mass that is in."""
+    mass = jnp.exp((blocks - top[:, None, None]) / _hot(draw)[:, None, None])
+    whole = mass.reshape(mass.shape[0], -1)
+    least = jax.lax.cond(filtered, lambda: thresholds(whole, draw), lambda: jnp.zeros_like(top))
+    return jnp.sum(jnp.where(mass >= least[:, None, None], mass, 0.0), axis=-1), least
 
 
 def thresholds(mass: Float[Array, "B V"], draw: Draw) -> Float[Array, "B"]:
@@ -110,15 +128,6 @@ def pick(mass: Float[Array, "B V"], u: Float[Array, "B"]) -> Int[Array, "B"]:
     total = cumulated[:, -1:]
     index = jnp.sum(cumulated <= u[:, None] * total, axis=-1)
     return jnp.minimum(index, jnp.sum(cumulated < total, axis=-1))
-
-
-def pick_in_blocks(mass: Float[Array, "B V"], u: Float[Array, "B 2"]) -> Int[Array, "B"]:
-    """`pick` in two levels: a sum over V, then two short scans, in place of one long scan."""
-    rows, size = mass.shape
-    blocks = jnp.pad(mass, ((0, 0), (0, -size % BLOCK))).reshape(rows, -1, BLOCK)
-    block = pick(jnp.sum(blocks, axis=-1), u[:, 0])
-    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    return block * BLOCK + pick(inside, u[:, 1])
 
 
 def largest_threshold(
