@@ -2,10 +2,13 @@
 
 import fcntl
 import logging
+import time
 
 import yaml
 
 from distill.files import replacing
+
+STARTED = time.time()
 
 
 def break_stale_locks():
@@ -40,7 +43,18 @@ class Terse(logging.Filter):
     The whole is in .snakemake/log, and on the terminal with --verbose.
     """
 
-    chatter = ("Select jobs to execute", "Execute ", "RuleException", "WorkflowError:\nAt least one job")
+    chatter = (
+        "Assuming unrestricted shared filesystem",
+        "Using shell",
+        "Rules claiming more threads",
+        "Provided resources",
+        "DAG of jobs will be updated",
+        "Updating checkpoint dependencies",
+        "Select jobs to execute",
+        "Execute ",
+        "RuleException",  # the job's own error is said, and again by print_errors
+        "WorkflowError:\nAt least one job",
+    )
 
     def __init__(self):
         super().__init__()
@@ -71,8 +85,9 @@ def keep_recipe():
 
 
 def print_outcome():
+    """Where the page is that was just written, and the scores on it."""
     page, summary = RECIPE.folder / "report.html", RECIPE.folder / "summary.json"
-    if not page.exists():
+    if not page.exists() or page.stat().st_mtime < STARTED:
         return
     print(f"\nDone: {page}", file=sys.stderr)
     if summary.exists():

@@ -79,9 +79,7 @@ class Module:
     @cached_property
     def data_files(self) -> list[Path]:
         """Files beside the module that it names in a string, such as a template, and those that they name."""
-        beside = [
-            file for file in sorted(self.file.parent.iterdir()) if file.is_file() and file.suffix != ".py"
-        ]
+        beside = [file for file in sorted(self.file.parent.iterdir()) if file.is_file() and file.suffix != ".py"]
         found = [file for file in beside if file.name in self.strings]
         for file in found:  # grows while it is walked
             text = file.read_text(encoding="utf-8", errors="replace")

@@ -186,6 +186,21 @@ def test_a_trained_student_as_a_model(project: Project) -> None:
     assert not any(job.startswith("import") for job in jobs)
 
 
+def test_models_from_the_hub(project: Project) -> None:
+    """A pinned snapshot is fetched, then imported; nothing is asked of the Hub to know that."""
+    project.recipe(models__teacher={"source": "org/big", "revision": "0" * 40, "tokenizer": "org/words"})
+    jobs = project.stale()
+    (folder,) = {job.split()[-1] for job in jobs if "teacher-" in job}
+    assert {f"download {folder}", f"download the tokenizer of {folder}", f"import {folder}"} <= jobs
+    assert "evaluate student" not in jobs
+
+
+def test_a_tokenizer_from_another_folder(project: Project) -> None:
+    project.recipe(models__student={"source": "models/student", "tokenizer": "models/teacher"})
+    jobs = project.run("results/tiny/compatibility.json")
+    assert [job.split()[0] for job in jobs] == ["download", "import", "compare"]
+
+
 def test_a_recipe_stands_alone(project: Project) -> None:
     """`--configfile` inherits nothing of config.yaml; `--config` alone changes config.yaml's recipe."""
     project.recipe(evaluation=None, run="other")
