@@ -115,21 +115,24 @@ class Engine:
         return list(moved.items())
 
     def _fill(self, moved: dict[int, Result]) -> None:
-        """Read the next prompts of one length bucket and put their samples in free slots.
+        """Read the first waiting prompt and others of its length bucket, and put their samples in free slots.
 
-        Samples of one prompt stand together in the queue, so a prompt is read once for all that fit.
+        A prompt is read once for all its samples that find a slot; what is passed over keeps its place.
         """
         bucket = _bucket(len(self.waiting[0][1].prompt))
         prompts: dict[tuple[int, ...], int] = {}
         placed: list[tuple[int, int, Request]] = []
-        while self.waiting and self.free and _bucket(len(self.waiting[0][1].prompt)) == bucket:
-            prompt = self.waiting[0][1].prompt
-            if prompt not in prompts and len(prompts) == PREFILL_ROWS:
-                break
+        passed: deque[tuple[int, Request]] = deque()
+        while self.waiting and self.free:
             name, request = self.waiting.popleft()
+            known = request.prompt in prompts
+            if not known and (len(prompts) == PREFILL_ROWS or _bucket(len(request.prompt)) != bucket):
+                passed.append((name, request))
+                continue
             slot = self.free.pop(0)
             self.running[slot] = name, request, Result()
-            placed.append((slot, prompts.setdefault(prompt, len(prompts)), request))
+            placed.append((slot, prompts.setdefault(request.prompt, len(prompts)), request))
+        self.waiting.extendleft(reversed(passed))
         tokens = np.zeros((PREFILL_ROWS, bucket), np.int32)
         lengths = np.ones(PREFILL_ROWS, np.int32)
         for prompt, row in prompts.items():
