@@ -60,7 +60,7 @@ class Engine:
             raise DistillError(
                 f"max_target_length is {max_length}, the model's context is {config.max_positions}: lower it"
             )
-        self.config, self.params, self.slots, self.real_vocab = config, params, slots, real_vocab
+        self.config, self.params, self.slots, self.real_vocab = config.reaching(max_length), params, slots, real_vocab
         self.max_length = max_length
         self.caches = empty_cache(config, slots, -(-(max_length + STEPS) // 32) * 32, params["embed"].dtype)
         self.state = {
