@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from jax.sharding import Mesh
 from pydantic import BaseModel, ConfigDict
 
@@ -176,16 +177,17 @@ def load_weights(
 
 
 def read_stored(params: Path) -> Callable[[str], np.ndarray]:
-    """A reader of single weights by their dotted path, as they are stored."""
-    checkpointer, folder = _checkpointer(), (params / "weights").absolute()
+    """A reader of single weights by their dotted path, as they are stored.
+
+    Orbax would read the tree's description anew for each, and every byte through one buffer more: a third of
+    the speed. What it writes is a TensorStore database with an array a weight.
+    """
+    base = {"driver": "file", "path": f"{(params / 'weights').absolute()}/", "file_io_mode": {"mode": "memmap"}}
 
     def read(path: str) -> np.ndarray:
-        item = nest({path: ocp.RestoreArgs(restore_type=np.ndarray)})
+        spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{path}/"}}
         with _restoring(params):
-            tree = checkpointer.restore(
-                folder, args=ocp.args.PyTreeRestore(item=item, restore_args=item, partial_restore=True)
-            )
-        return flat(tree)[path]
+            return ts.open(spec, open=True, read=True).result().read().result()
 
     return read
 
