@@ -18,7 +18,7 @@ rule make_reference:
         "<logs>/make_reference/{model}.log",
     benchmark:
         "<benchmarks>/make_reference/{model}.tsv"
-    threads: workflow.cores
+    threads: 8
     message:
         "reference logits of {wildcards.model}"
     shell:
@@ -41,7 +41,7 @@ rule check_parity:
         "<logs>/check_parity/{model}.log",
     benchmark:
         "<benchmarks>/check_parity/{model}.tsv"
-    threads: workflow.cores
+    threads: 8
     message:
         "compare {wildcards.model} with its reference"
     shell:

@@ -112,7 +112,7 @@ class Project:
             "COLUMNS": "200",
         }
         return subprocess.Popen(
-            [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
+            [sys.executable, "-m", "snakemake", *arguments],
             cwd=self.folder,
             env=os.environ | settings,
             stdout=subprocess.PIPE,
@@ -121,8 +121,9 @@ class Project:
             start_new_session=True,
         )
 
-    def snakemake(self, *arguments: str) -> Outcome:
-        process = self.start(*arguments)
+    def snakemake(self, *arguments: str, cores: str = "2") -> Outcome:
+        """`cores=""` leaves them out, as for --report and --lint."""
+        process = self.start(*(["--cores", cores] if cores else []), *arguments)
         output, _ = process.communicate(timeout=300)
         jobs = re.findall(r"^Job \d+: (.*)$", output, re.MULTILINE)
         return Outcome([job for job in jobs if job != "all is there"], output, process.returncode)
@@ -137,9 +138,9 @@ class Project:
         """The jobs that a run would start, as far as a dry run can tell."""
         return set(self.run("--dry-run", *arguments))
 
-    def kill_when(self, ready: Callable[[], bool], *, alone: bool = False) -> None:
+    def kill_when(self, ready: Callable[[], bool], *arguments: str, alone: bool = False) -> None:
         """Start a run and kill it as soon as something is so, with all its jobs or `alone`."""
-        process = self.start()
+        process = self.start("--cores", "2", *arguments)
         deadline = time.monotonic() + 180
         while not ready():
             assert process.poll() is None, process.communicate()[0]

@@ -215,11 +215,11 @@ def test_a_recipe_stands_alone(project: Project) -> None:
 
 def test_reports_plans_and_lint(finished: Project, tmp_path: Path) -> None:
     page = tmp_path / "snakemake.html"
-    assert finished.snakemake("--report", str(page)).code == 0
+    assert finished.snakemake("--report", str(page), cores="").code == 0
     assert "What the run did" in page.read_text()
     planned = finished.snakemake("plan")
     assert "24 (2 a prompt)" in planned.output
     assert (finished.run_folder / "plan.json").exists()
-    lint = finished.snakemake("--lint").output
+    lint = finished.snakemake("--lint", cores="").output
     complaints = {line.strip() for line in lint.splitlines() if line.startswith("    *")}
     assert complaints == {"* Specify a conda environment or container for each rule.:"}

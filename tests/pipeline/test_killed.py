@@ -1,6 +1,7 @@
 """Killed without a warning and started again, a run ends in the same bytes."""
 
 import json
+import re
 import shutil
 
 from project import Project
@@ -20,15 +21,13 @@ def outcome(project: Project) -> dict:
 def test_killed_while_generating_and_while_training(finished: Project, project: Project) -> None:
     folder = project.run_folder
     shutil.rmtree(folder)
-    project.kill_when(lambda: len(list(folder.glob("logs/generate/*.log"))) == 2, alone=True)
+    project.kill_when(lambda: len(list(folder.glob("logs/generate/*.log"))) == 2, "students", alone=True)
     assert len(list(folder.glob("completions/*.parquet"))) < 3
     assert list((project.folder / ".snakemake/locks").iterdir()), "no lock was left: less is proved"
-    project.kill_when(lambda: any(saved.name.isdigit() for saved in folder.glob("students/sft/steps/*")))
+    project.kill_when(lambda: any(saved.name.isdigit() for saved in folder.glob("students/sft/steps/*")), "students")
     assert not (folder / "students/sft/params").exists()
-    jobs = project.run()
-    assert not any(job.startswith("generate") for job in jobs)
-    assert "train sft" in jobs
-    assert project.stale() == set()
+    assert project.run("students") == ["train sft"]
+    assert project.stale("students") == set()
     assert outcome(project) == outcome(finished)
-    log = (folder / "logs/train/sft.log").read_text()
-    assert "1/30" not in log, "it started over"
+    first = re.search(r"(\d+)/30", (folder / "logs/train/sft.log").read_text())
+    assert int(first[1]) >= 3, "it started over"
