@@ -18,9 +18,10 @@ from distill.training.state import State
 Batch = dict[str, jax.Array]
 
 
-def sft_loss(config: ModelConfig, params: decoder.Params, batch: Batch) -> jax.Array:
+def sft_loss(config: ModelConfig, params: decoder.Params, batch: Batch, mesh: Mesh | None = None) -> jax.Array:
     """Mean negative log-likelihood (nats) of the completions' tokens over the global batch."""
-    hidden = decoder.forward(config, params, batch["tokens"], batch["segment_ids"], batch["positions"], remat=True)
+    inputs = batch["tokens"], batch["segment_ids"], batch["positions"]
+    hidden = decoder.forward(config, params, *inputs, remat=True, mesh=mesh)
     head = params["embed"] if config.tied else params["head"]
     total = chunked_nll(partial(decoder.scores, config), hidden, head, batch["targets"], batch["mask"])
     return total / jnp.maximum(jnp.sum(batch["mask"]), 1.0)
@@ -32,7 +33,7 @@ def make_step(
     """The compiled step; the old state's memory is given to the new one."""
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, Any]]:
-        value, gradient = jax.value_and_grad(lambda params: sft_loss(config, params, batch))(state.params)
+        value, gradient = jax.value_and_grad(lambda params: sft_loss(config, params, batch, mesh))(state.params)
         updates, moments = optimizer.update(gradient, state.optimizer, state.params)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
         return State(optax.apply_updates(state.params, updates), moments), metrics
