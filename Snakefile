@@ -36,26 +36,36 @@ rule all:
 rule prompts:
     input:
         prompt_files,
+    message:
+        "prompts are there"
 
 
 rule completions:
     input:
         completion_files,
+    message:
+        "completions are there"
 
 
 rule dataset:
     input:
         "<run>/dataset",
+    message:
+        "the dataset is there"
 
 
 rule students:
     input:
         expand("<run>/students/{stage}/params", stage=RECIPE.stages),
+    message:
+        "students are there"
 
 
 rule export:
     input:
         expand("<run>/export/{stage}", stage=RECIPE.stages),
+    message:
+        "exports are there"
 
 
 onstart:
