@@ -5,10 +5,10 @@ for any purpose). The two models are trained here, by the library that the pipel
 ten minutes on two cores. What it writes is committed, so nobody needs to run it.
 """
 
-from pathlib import Path
 import random
 import re
 import shutil
+from pathlib import Path
 
 import click
 import jax
@@ -61,9 +61,7 @@ def main(wordnet: Path, out: Path, work: Path) -> None:
     held_out, gold, asked = np.split(np.asarray(shown), [HELD_OUT, HELD_OUT + GOLD])
     asked = [*asked, *rest][:PROMPTS]
     write_jsonl(out / "prompts.jsonl", [{"messages": [question(word)], "reference": word[::-1]} for word in asked])
-    write_jsonl(
-        out / "heldout.jsonl", [{"messages": [question(word)], "reference": word[::-1]} for word in held_out]
-    )
+    write_jsonl(out / "heldout.jsonl", [{"messages": [question(word)], "reference": word[::-1]} for word in held_out])
     seen = set(held_out)
     lessons = {"teacher": [w for w in [*shown, *rest] if w not in seen], "student": list(gold)}
     for name, stage in (("teacher", TEACHER), ("student", STUDENT)):

@@ -44,8 +44,7 @@ NO_END = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 NO_SYSTEM = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    + CHATML
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
 )
 REWRITES = "{% if messages[-1].role == 'assistant' %}answered {% endif %}" + CHATML
 
@@ -75,9 +74,7 @@ def byte_tokenizer(
     rules.train_from_iterator(CORPUS, trainer)
     special = [(token, rules.token_to_id(token)) for token in ("<s>", "</s>") if token in around]
     rules.post_processor = processors.TemplateProcessing(single=around, special_tokens=special)
-    return save(
-        folder, rules, template, generation_eos, bos_token=bos, eos_token=eos, pad_token=pad, **config
-    )
+    return save(folder, rules, template, generation_eos, bos_token=bos, eos_token=eos, pad_token=pad, **config)
 
 
 def llama2_tokenizer(folder: Path) -> Path:
@@ -88,9 +85,7 @@ def llama2_tokenizer(folder: Path) -> Path:
     vocabulary |= {"IN": len(vocabulary), "ST": len(vocabulary) + 1}
     rules = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True))
     rules.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    rules.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    rules.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     rules.add_special_tokens(["<unk>", "<s>", "</s>"])
     rules.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     save(
@@ -116,9 +111,7 @@ def save(
     """The files that a Hugging Face folder has of a tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     rules.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast"} | {
-        k: v for k, v in config.items() if v is not None
-    }
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"} | {k: v for k, v in config.items() if v is not None}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)

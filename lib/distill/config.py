@@ -57,9 +57,7 @@ class Source(Settings):
     messages: str | None = Field(None, description="column of message lists; found by name when left out")
     prompt: str | None = Field(None, description="column of prompts, strings or message lists")
     completion: str | None = Field(None, description="column of completions, strings or message lists")
-    reference: str | None = Field(
-        None, description="column of reference answers, for verifiers and evaluation"
-    )
+    reference: str | None = Field(None, description="column of reference answers, for verifiers and evaluation")
 
     @property
     def local(self) -> Path | None:
@@ -131,9 +129,7 @@ class Generation(Settings):
                 f"max_target_length ({self.max_target_length}), which counts prompt and completion"
             )
         if self.sampling.strategy == "greedy" and self.num_generations > 1:
-            raise ValueError(
-                f"strategy greedy gives {self.num_generations} equal samples: num_generations must be 1"
-            )
+            raise ValueError(f"strategy greedy gives {self.num_generations} equal samples: num_generations must be 1")
         return self
 
 
@@ -162,9 +158,7 @@ class Stage(Settings):
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(8, gt=0)
-    max_length: int | None = Field(
-        None, gt=1, description="longer examples are dropped; generation's by default"
-    )
+    max_length: int | None = Field(None, gt=1, description="longer examples are dropped; generation's by default")
     learning_rate: float = Field(1e-5, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: int = Field(0, ge=0)
@@ -247,8 +241,7 @@ class Recipe(Settings):
         for name, stage in self.stages.items():
             if stage.init not in known:
                 raise ValueError(
-                    f"stages.{name}.init: {stage.init} is neither a model nor a stage"
-                    f"{did_you_mean(stage.init, known)}"
+                    f"stages.{name}.init: {stage.init} is neither a model nor a stage{did_you_mean(stage.init, known)}"
                 )
         for name in self.stages:
             self.lineage(name)

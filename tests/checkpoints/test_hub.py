@@ -78,9 +78,7 @@ def test_a_branch_is_taken_with_the_advice_to_pin_it(hub: Hub, ask: Ask, tmp_pat
     side = hub.commit("acme/tiny", {**SMALL, "model.safetensors": NEW}, ref="side")
     run = ask("acme/tiny", "side")
     assert run.stdout.strip() == side
-    assert (
-        f"warning: acme/tiny is taken at side, which can move: pin it with `revision: {side}`" in run.stderr
-    )
+    assert f"warning: acme/tiny is taken at side, which can move: pin it with `revision: {side}`" in run.stderr
     record = json.loads((tmp_path / "out/source.json").read_text())
     assert (record["requested"], record["revision"]) == ("side", side)
     assert "its default branch" in ask("acme/tiny").stderr
@@ -142,9 +140,7 @@ def test_a_gated_model_names_the_page_where_access_is_asked_for(hub: Hub, ask: A
 
 
 @pytest.mark.parametrize("logged_in", ["environment", "login"])
-def test_a_token_opens_the_model_and_stays_out_of_sight(
-    hub: Hub, ask: Ask, tmp_path: Path, logged_in: str
-) -> None:
+def test_a_token_opens_the_model_and_stays_out_of_sight(hub: Hub, ask: Ask, tmp_path: Path, logged_in: str) -> None:
     commit = hub.commit("acme/secret", {**SMALL, "model.safetensors": OLD})
     hub.repos["models/acme/secret"].private = True
     hub.tokens[TOKEN] = {"acme/secret"}

@@ -22,9 +22,7 @@ FACTS = CardFacts("demo", "acme/teacher", "c0ffee", None)
 Answer = tuple[str, str]  # text, finish_reason
 
 
-def batch(
-    folder: Path, name: str, answers: dict[str, list[Answer]], metadata: CompletionsMetadata = METADATA
-) -> Path:
+def batch(folder: Path, name: str, answers: dict[str, list[Answer]], metadata: CompletionsMetadata = METADATA) -> Path:
     """A completions file: the answers to each prompt; every reference is `four`."""
     rows = []
     for prompt_id, samples in answers.items():
@@ -46,9 +44,7 @@ def batch(
 def index(**kept: int) -> dict:
     """index.json of batches that lost one prompt each."""
     source = {"source": "acme/prompts", "config": None, "split": "train", "commit": "f" * 40}
-    batches = {
-        name: {"hash": "", "read": n + 1, "kept": n, "dropped": {"overlong": 1}} for name, n in kept.items()
-    }
+    batches = {name: {"hash": "", "read": n + 1, "kept": n, "dropped": {"overlong": 1}} for name, n in kept.items()}
     return {"schema": 1, "source": source, "batches": batches}
 
 
@@ -165,9 +161,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "dataset"
     with pytest.raises(DistillError, match="batches 0001 are in the prompt index or among the completions"):
         assemble(paths, index(**{"0000": 2}), Dataset(), 2, FACTS, out)
-    with pytest.raises(
-        DistillError, match=r"0001\.parquet have 2 samples, not 2 prompts × 2: delete the file"
-    ):
+    with pytest.raises(DistillError, match=r"0001\.parquet have 2 samples, not 2 prompts × 2: delete the file"):
         assemble(paths, index(**{"0000": 2, "0001": 2}), Dataset(), 2, FACTS, out)
     other = CompletionsMetadata("ef" * 32, METADATA.tokenizer_hash, METADATA.sampling, METADATA.seed)
     batch(tmp_path, "0001", POOR, other)

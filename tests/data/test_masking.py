@@ -42,18 +42,14 @@ def test_what_is_no_example_is_counted(tokenizer: Tokenizer) -> None:
 
 
 def test_no_example_left_is_an_error_with_the_counts(tokenizer: Tokenizer) -> None:
-    complaint = (
-        r"no example is left to train on \(overlong 2; the longest has \d+ tokens, max_length is 3\): raise"
-    )
+    complaint = r"no example is left to train on \(overlong 2; the longest has \d+ tokens, max_length is 3\): raise"
     with pytest.raises(DistillError, match=complaint):
         training_examples([chat("q", "a"), chat("q", "b")], tokenizer, "tokenizer", 3)
     with pytest.raises(DistillError, match=r"no example is left to train on \(no rows"):
         training_examples([], tokenizer, "tokenizer", 3)
 
 
-def test_chunks_make_no_difference(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_chunks_make_no_difference(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     conversations = [chat(f"q{i}", "a" * (i % 5)) for i in range(20)]
     whole = training_examples(conversations, tokenizer, "none", 1000)
     monkeypatch.setattr("distill.data.masking.CHUNK", 3)

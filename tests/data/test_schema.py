@@ -11,9 +11,7 @@ from distill.data.schema import COMPLETIONS, CompletionsMetadata, read_completio
 from distill.errors import DistillError
 from distill.files import file_digest
 
-METADATA = CompletionsMetadata(
-    "ab" * 32, "cd" * 32, {"num_generations": 2, "sampling": {"strategy": "greedy"}}, 7
-)
+METADATA = CompletionsMetadata("ab" * 32, "cd" * 32, {"num_generations": 2, "sampling": {"strategy": "greedy"}}, 7)
 USER, ANSWER = {"role": "user", "content": "né?"}, {"role": "assistant", "content": "oui"}
 
 
@@ -106,9 +104,7 @@ def without_metadata(path: Path) -> None:
 
 def newer(path: Path) -> None:
     table = pq.read_table(path)
-    pq.write_table(
-        table.replace_schema_metadata(table.schema.metadata | {b"distill.schema_version": b"9"}), path
-    )
+    pq.write_table(table.replace_schema_metadata(table.schema.metadata | {b"distill.schema_version": b"9"}), path)
 
 
 def half_metadata(path: Path) -> None:

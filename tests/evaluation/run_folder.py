@@ -18,9 +18,7 @@ WORDS = ["lantern", "meadow", "thistle", "quarry", "window", "orchard", "pebble"
 def recipe_of(stages: list[str], evaluated: bool = True, **report: object) -> Recipe:
     """A recipe whose stages follow one another."""
     inits = ["student", *stages]
-    evaluation = (
-        {"evaluation": {"source": "demo/held-out.jsonl", "reference": "reference"}} if evaluated else {}
-    )
+    evaluation = {"evaluation": {"source": "demo/held-out.jsonl", "reference": "reference"}} if evaluated else {}
     return load_recipe({
         "run": "demo",
         "models": {"teacher": {"source": "demo/teacher"}, "student": {"source": "demo/student"}},
@@ -58,9 +56,7 @@ def build_run(
         share = hit(name) if hit else shares.get(name, 0.84 + 0.1 * (place - 2))
         write_json(folder / "evaluation" / f"{name}.json", evaluation(name, share, wrong))
     files = {name: folder / "evaluation" / f"{name}.json" for name in names}
-    write_json(
-        folder / "summary.json", summarize(files, "teacher", "student", list(recipe.stages), recipe.run)
-    )
+    write_json(folder / "summary.json", summarize(files, "teacher", "student", list(recipe.stages), recipe.run))
     return folder
 
 

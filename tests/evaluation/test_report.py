@@ -57,9 +57,7 @@ def test_equal_input_gives_equal_bytes_wherever_it_lies(tmp_path: Path) -> None:
 def test_the_page_is_whole_in_itself(folder: Path) -> None:
     recipe = recipe_of(["sft"])
     page = render(build_run(folder, recipe), recipe)
-    assert "//" not in page.replace(
-        "results//", ""
-    )  # no address with a host, not even one without its scheme
+    assert "//" not in page.replace("results//", "")  # no address with a host, not even one without its scheme
     assert not re.search(r"<(script|img|iframe|object|embed|base)\b|@import", page)
     links = re.findall(r'(?:href|src|srcset|data|action)="([^"]*)"|url\(([^)]*)\)', page)
     assert all(link.startswith(("#", "data:")) for pair in links for link in pair if link)
@@ -71,9 +69,7 @@ def test_ids_are_unique_and_every_reference_meets_one(folder: Path) -> None:
     page = render(build_run(folder, recipe), recipe)
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
-    assert set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page)) <= {(i, "") for i in ids} | {
-        ("", i) for i in ids
-    }
+    assert set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page)) <= {(i, "") for i in ids} | {("", i) for i in ids}
 
 
 def test_hostile_text_stays_text(folder: Path) -> None:

@@ -18,9 +18,7 @@ def summary_of(folder: Path, **scores: dict) -> dict:
     for name, score in scores.items():
         files[name] = folder / f"{name}.json"
         write_json(files[name], {"source": "held-out", "count": 100, "tokens": 800} | score)
-    return summarize(
-        files, "teacher", "student", [name for name in scores if name not in ("teacher", "student")], "r"
-    )
+    return summarize(files, "teacher", "student", [name for name in scores if name not in ("teacher", "student")], "r")
 
 
 @pytest.fixture(scope="module")

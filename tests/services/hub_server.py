@@ -81,9 +81,7 @@ class Hub:
         self.storage_url = f"http://localhost:{self._server.server_port}/storage"
 
     def __enter__(self) -> "Hub":
-        threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        ).start()
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:

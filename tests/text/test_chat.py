@@ -140,9 +140,7 @@ def test_without_a_template_the_tokenizer_adds_its_bos_and_we_one_eos(tmp_path: 
 
 def test_without_a_template_several_messages_are_refused(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(byte_tokenizer(tmp_path, None))
-    with pytest.raises(
-        DistillError, match="has system, user, assistant, user, chat_template none takes a single"
-    ):
+    with pytest.raises(DistillError, match="has system, user, assistant, user, chat_template none takes a single"):
         prompt_tokens(tokenizer, LONG[:-1], "none")
     with pytest.raises(DistillError, match=r"has no chat template: set prompts\.chat_template to none"):
         prompt_tokens(tokenizer, ASKED, "tokenizer")
@@ -150,9 +148,7 @@ def test_without_a_template_several_messages_are_refused(tmp_path: Path) -> None
 
 def test_a_template_that_takes_no_system_message_says_which_prompt_and_what_to_do(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(byte_tokenizer(tmp_path, NO_SYSTEM))
-    refusal = (
-        r"^prompt [0-9a-f]{16} is refused .*System role not supported.*: move its system message into the"
-    )
+    refusal = r"^prompt [0-9a-f]{16} is refused .*System role not supported.*: move its system message into the"
     with pytest.raises(DistillError, match=refusal):
         prompt_tokens(tokenizer, LONG[:-1], "tokenizer")
 
@@ -171,12 +167,9 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
 
 
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4), st.sampled_from(["tokenizer", "none"]))
-def test_any_text_in_a_batch_or_alone_learns_its_answer(
-    chatml: Tokenizer, pairs: list, template: str
-) -> None:
+def test_any_text_in_a_batch_or_alone_learns_its_answer(chatml: Tokenizer, pairs: list, template: str) -> None:
     batch = [
-        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        for question, answer in pairs
+        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}] for question, answer in pairs
     ]
     for messages, (ids, mask) in zip(batch, examples_tokens(chatml, batch, template), strict=True):
         assert (ids, mask) == example_tokens(chatml, messages, template)

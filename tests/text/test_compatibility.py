@@ -57,9 +57,7 @@ def test_different_token_maps_leave_text(tmp_path: Path) -> None:
     checks, objectives = outcome(found)
     assert not checks["token_maps"]
     assert objectives == {"sft": True} | dict.fromkeys(LOGITS, False)
-    assert (
-        "ids do not mean the same to both (10 tokens have the same id" in found["objectives"]["logits"]["why"]
-    )
+    assert "ids do not mean the same to both (10 tokens have the same id" in found["objectives"]["logits"]["why"]
 
 
 def test_templates_and_special_tokens_are_compared_by_what_they_are(tmp_path: Path) -> None:

@@ -22,9 +22,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return load_tokenizer(byte_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 
 
-def index(
-    folder: Path, tokenizer: Tokenizer, rows: list[dict], *, prefill: int = 30, context: int = 100, **options
-):
+def index(folder: Path, tokenizer: Tokenizer, rows: list[dict], *, prefill: int = 30, context: int = 100, **options):
     """index.json of `rows`, and the rows of its batches as they were written."""
     write_jsonl(folder / "data.jsonl", rows)
     prompts = Prompts(source=str(folder / "data.jsonl"), **options)
@@ -39,9 +37,7 @@ def rows_of(texts: list[str]) -> list[dict]:
 
 
 def test_a_row_has_all_that_generation_needs(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    found, written = index(
-        tmp_path, tokenizer, [{"prompt": "abc", "completion": "cba", "gold": 5}], reference="gold"
-    )
+    found, written = index(tmp_path, tokenizer, [{"prompt": "abc", "completion": "cba", "gold": 5}], reference="gold")
     messages = [{"role": "user", "content": "abc"}]
     assert written["0000"] == [
         {
@@ -98,9 +94,7 @@ def test_an_overlong_prompt_can_fail_and_is_named(tmp_path: Path, tokenizer: Tok
         index(tmp_path, tokenizer, rows, overlong="fail")
     found, _ = index(tmp_path, tokenizer, rows, prefill=500, context=30)
     assert found["batches"]["0000"]["dropped"] == {"overlong": 1}
-    with pytest.raises(
-        DistillError, match="the teacher's context is 30, of which an answer needs one at least"
-    ):
+    with pytest.raises(DistillError, match="the teacher's context is 30, of which an answer needs one at least"):
         index(tmp_path, tokenizer, rows, prefill=500, context=30, overlong="fail")
 
 

@@ -39,9 +39,7 @@ def read(path: Path, **settings: str) -> list[Conversation]:
     return read_conversations(Source(source=str(path), **settings))
 
 
-@pytest.mark.parametrize(
-    "name", ["a.jsonl", "a.json", "a.parquet", "a.jsonl.gz", "folder/a.jsonl", "folder/a.parquet"]
-)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a.jsonl.gz", "folder/a.jsonl", "folder/a.parquet"])
 def test_the_same_rows_from_every_kind_of_file_and_folder(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, ROWS)
     assert read(path.parent if "folder" in name else path) == READ
@@ -68,9 +66,7 @@ def test_a_folder_has_splits(tmp_path: Path) -> None:
         ({"turns": [USER, ANSWER]}, {"messages": "turns"}, Conversation([USER], "4", "4")),
     ],
 )  # fmt: skip
-def test_columns_by_name_and_by_recipe(
-    tmp_path: Path, row: dict, settings: dict, expected: Conversation
-) -> None:
+def test_columns_by_name_and_by_recipe(tmp_path: Path, row: dict, settings: dict, expected: Conversation) -> None:
     for name in ("a.jsonl", "a.parquet"):
         assert read(write(tmp_path / name, [row]), **settings) == [expected]
 
@@ -123,9 +119,7 @@ def test_lines_of_different_shape_and_any_script_are_read_as_they_are(tmp_path: 
         ('{"prompt": "a"}\n', {"revision": "v1"}, r"is local and has no revision v1"),
     ],
 )  # fmt: skip
-def test_a_bad_dataset_is_explained_on_one_line(
-    tmp_path: Path, text: str, settings: dict, complaint: str
-) -> None:
+def test_a_bad_dataset_is_explained_on_one_line(tmp_path: Path, text: str, settings: dict, complaint: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(text)
     with pytest.raises(DistillError, match=complaint) as refusal:
@@ -197,9 +191,7 @@ def test_a_hub_dataset_is_pinned_recorded_and_read_again_offline(tmp_path: Path)
     assert read[1] == [second, [row.messages for row in READ]]
     assert offline[:2] == read[:2]
     assert "offline, nothing tells which commit main is: set `revision` to a commit" in offline[2]
-    for complaint, reason in zip(
-        read[2:5], ("Unknown split", "'other' not found", "Revision Not Found"), strict=True
-    ):
+    for complaint, reason in zip(read[2:5], ("Unknown split", "'other' not found", "Revision Not Found"), strict=True):
         assert "dataset acme/chats (a Hub id; a path starts with ./ or /) cannot be read: " in complaint
         assert reason in complaint
         assert "\n" not in complaint

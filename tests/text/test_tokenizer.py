@@ -51,9 +51,7 @@ def test_special_is_what_the_tokenizer_adds(tmp_path: Path) -> None:
 
 def test_the_hash_covers_what_decides_ids_and_rendering(tmp_path: Path) -> None:
     folder = byte_tokenizer(tmp_path)
-    config, rules, template = (
-        folder / n for n in ("tokenizer_config.json", "tokenizer.json", "chat_template.jinja")
-    )
+    config, rules, template = (folder / n for n in ("tokenizer_config.json", "tokenizer.json", "chat_template.jinja"))
     known = load_tokenizer(folder).hash
     rules.write_text(json.dumps(json.loads(rules.read_text()), indent=1))
     assert load_tokenizer(folder).hash == known, "layout decides nothing"
@@ -78,9 +76,7 @@ def test_the_hash_is_the_same_in_another_process_and_folder(tmp_path: Path) -> N
         "import sys, pathlib; from distill.text.tokenizer import load_tokenizer;"
         "print(load_tokenizer(pathlib.Path(sys.argv[1])).hash)"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "b"], capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, "-c", script, tmp_path / "b"], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == load_tokenizer(tmp_path / "a").hash
     assert run.stderr == "", "transformers' advice about PyTorch is noise here"
 
@@ -101,9 +97,7 @@ def test_tokenizer_json_is_taken_word_for_word(tmp_path: Path) -> None:
 def test_code_in_the_folder_is_not_run(tmp_path: Path) -> None:
     folder = byte_tokenizer(tmp_path)
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: ...\n")
-    edit(
-        folder / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "own.Own"]}, tokenizer_class="Own"
-    )
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "own.Own"]}, tokenizer_class="Own")
     (folder / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}')
     assert load_tokenizer(folder).encode("paris", special=True)
     assert not (tmp_path / "ran").exists()
@@ -132,8 +126,6 @@ def test_a_folder_that_is_no_tokenizer_is_named(tmp_path: Path, spoil, complaint
 
 def test_a_sentencepiece_model_without_its_library_says_what_to_bring(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"\x00not a model")
-    (tmp_path / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"}'
-    )
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"}')
     with pytest.raises(DistillError, match=r"bring a tokenizer\.json"):
         load_tokenizer(tmp_path)

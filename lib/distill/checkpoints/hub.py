@@ -54,9 +54,7 @@ def download(source: str, revision: str | None, out: Path) -> str:
     patterns = [*CONFIGS, *TOKENIZER, *WEIGHTS]
     snapshot = _snapshot(source, revision, patterns)
     if not (snapshot / "config.json").is_file():
-        raise DistillError(
-            f"{_page(source)} has no config.json at {snapshot.name}: it is no transformers model"
-        )
+        raise DistillError(f"{_page(source)} has no config.json at {snapshot.name}: it is no transformers model")
     if not _files(snapshot, WEIGHTS[:1]):
         raise DistillError(_no_safetensors(source, snapshot.name))
     _write(out, _files(snapshot, patterns), source, revision, snapshot.name)
@@ -75,9 +73,7 @@ def download_tokenizer(source: str, revision: str | None, out: Path) -> str | No
     snapshot = folder or _snapshot(source, revision, [*CONFIGS, *TOKENIZER])
     commit = None if folder else snapshot.name
     if not (files := _files(snapshot, TOKENIZER)):
-        raise DistillError(
-            f"{source} has no tokenizer (no tokenizer.json or the like): name a model that has one"
-        )
+        raise DistillError(f"{source} has no tokenizer (no tokenizer.json or the like): name a model that has one")
     _write(out, files | _files(snapshot, CONFIGS), source, revision, commit)
     return commit
 
@@ -146,9 +142,7 @@ def _explained(source: str, revision: str | None) -> Iterator[None]:
 def _reason(error: Exception, source: str, revision: str) -> str:
     """What went wrong and what to do about it."""
     page, hub = _page(source), constants.ENDPOINT
-    if isinstance(
-        error, errors.LocalEntryNotFoundError
-    ):  # "not in the cache"; why not from the Hub is its cause
+    if isinstance(error, errors.LocalEntryNotFoundError):  # "not in the cache"; why not from the Hub is its cause
         error = error.__cause__ or error
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     match error:
@@ -164,9 +158,7 @@ def _reason(error: Exception, source: str, revision: str) -> str:
         case errors.RevisionNotFoundError():
             return f"{source} has no revision {revision}: {page}/commits/main lists what there is"
         case errors.RepositoryNotFoundError() if get_token():
-            return (
-                f"{source} is not on {hub}, or hidden from the token in use: check the id, or ask at {page}"
-            )
+            return f"{source} is not on {hub}, or hidden from the token in use: check the id, or ask at {page}"
         case errors.RepositoryNotFoundError():
             return f"{source} is not on {hub}, or private: check the id at {page}; for a private one {LOG_IN}"
         case errors.HfHubHTTPError() if status == 401:

@@ -34,9 +34,7 @@ def assemble(
     """
     files = {path.stem: path for path in map(Path, completions)}
     if odd := sorted(files.keys() ^ index["batches"].keys()):
-        raise DistillError(
-            f"batches {', '.join(odd)} are in the prompt index or among the completions, not in both"
-        )
+        raise DistillError(f"batches {', '.join(odd)} are in the prompt index or among the completions, not in both")
     chosen = filters(settings)
     accounts = {}
     first = None

@@ -72,17 +72,13 @@ class CardFacts:
         return cls(recipe.run, teacher.source, teacher.revision, recipe.dataset.license)
 
 
-def write_card(
-    facts: CardFacts, source: dict[str, Any], completions: CompletionsMetadata, ledger: Ledger
-) -> str:
+def write_card(facts: CardFacts, source: dict[str, Any], completions: CompletionsMetadata, ledger: Ledger) -> str:
     """The text of README.md; `source` is the prompt index's. A license that nobody named is not guessed."""
     front: dict[str, Any] = {"license": facts.license} if facts.license else {}
     front |= {
         "task_categories": ["text-generation"],
         "tags": ["distillation", "synthetic"],
-        "configs": [
-            {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}
-        ],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
         "dataset_info": {
             "features": FEATURES,
             "splits": [{"name": "train", "num_examples": ledger.samples.kept}],
@@ -98,8 +94,7 @@ def write_card(
         digest=completions.teacher,
         source=", ".join(f"{key} `{value}`" for key, value in source.items() if value is not None),
         generation=f"`{json.dumps(completions.sampling, sort_keys=True)}`, seed {completions.seed}",
-        license=facts.license
-        or "unknown: see those of the teacher and of the prompts before using the answers",
+        license=facts.license or "unknown: see those of the teacher and of the prompts before using the answers",
         ledger=_table(ledger),
         generations="one answer" if generations == 1 else f"{generations} answers",
     )

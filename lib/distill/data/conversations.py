@@ -11,9 +11,7 @@ from distill.files import read_jsonl
 from distill.text.chat import Messages
 
 
-def training_conversations(
-    files: Iterable[Path], kind: Literal["generated", "original"]
-) -> Iterator[Messages]:
+def training_conversations(files: Iterable[Path], kind: Literal["generated", "original"]) -> Iterator[Messages]:
     """Whole conversations, in the order of the files and of their rows.
 
     generated: `messages` of a dataset's Parquet files. original: prompts (JSONL) with the answer that their

@@ -17,10 +17,7 @@ class Account:
     dropped: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if (
-            self.total != self.kept + sum(self.dropped.values())
-            or min(self.kept, *self.dropped.values(), 0) < 0
-        ):
+        if self.total != self.kept + sum(self.dropped.values()) or min(self.kept, *self.dropped.values(), 0) < 0:
             raise ValueError(f"{self.total} is not {self.kept} kept and {dict(self.dropped)} dropped")
 
     def __add__(self, other: "Account") -> "Account":

@@ -26,9 +26,7 @@ def _machine() -> str:
     """Eight hex digits of the processor's kind."""
     try:
         text = Path("/proc/cpuinfo").read_text()
-        lines = sorted(
-            {line for line in text.splitlines() if line.startswith(("model name", "flags", "Features"))}
-        )
+        lines = sorted({line for line in text.splitlines() if line.startswith(("model name", "flags", "Features"))})
     except OSError:
         lines = [platform.processor()]
     return digest([platform.machine(), *lines])[:8]

@@ -41,9 +41,7 @@ def prompts_tokens(tokenizer: Tokenizer, batch: Sequence[Messages], template: Te
     return tokenizer.encode_batch([render(tokenizer, m, ask=True) for m in batch], special=False)
 
 
-def example_tokens(
-    tokenizer: Tokenizer, messages: Messages, template: Template
-) -> tuple[list[int], list[int]]:
+def example_tokens(tokenizer: Tokenizer, messages: Messages, template: Template) -> tuple[list[int], list[int]]:
     """Ids of a whole conversation up to the EOS of its last assistant turn, and what of it is learned.
 
     prompt `5 6`, answer `7`, EOS `2` → ids 5 6 7 2, mask 0 0 1 1. The EOS is the template's where it writes

@@ -105,9 +105,7 @@ def shuffled(count: int, seed: int, first: int) -> list[int]:
     By hash, not by a generator: the same for every library version, and rows keep their relative order when
     the last block grows.
     """
-    return sorted(
-        range(count), key=lambda i: hashlib.blake2b(f"{seed} {first + i}".encode(), digest_size=16).digest()
-    )
+    return sorted(range(count), key=lambda i: hashlib.blake2b(f"{seed} {first + i}".encode(), digest_size=16).digest())
 
 
 def _rows(

@@ -35,9 +35,7 @@ def open_dataset(source: Source) -> Opened:
     if not path.exists():
         raise DistillError(f"dataset {source.source} does not exist")
     if source.revision is not None:
-        raise DistillError(
-            f"dataset {source.source} is local and has no revision {source.revision}: leave it out"
-        )
+        raise DistillError(f"dataset {source.source} is local and has no revision {source.revision}: leave it out")
     if path.is_dir():
         return _folder(source, path)
     if source.config is not None or source.split != "train":
@@ -52,9 +50,7 @@ def _file(source: Source, path: Path) -> Opened:
     origin = {"sha256": file_digest(path)}
     if suffixes[-1] == ".parquet":
         files = {"train": str(path)}
-        return _opened(
-            source, _load(source, "parquet", data_files=files, split="train", streaming=True), origin
-        )
+        return _opened(source, _load(source, "parquet", data_files=files, split="train", streaming=True), origin)
     rows = _json_rows(path)
     first = list(islice(rows, 1000))
     return Opened(list(dict.fromkeys(key for row in first for key in row)), chain(first, rows), origin=origin)
@@ -90,17 +86,13 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
 def _objects(path: Path, values: list[Any], first: int = 1) -> Iterator[dict[str, Any]]:
     for number, value in enumerate(values, first):
         if not isinstance(value, dict):
-            raise DistillError(
-                f"dataset {path} row {number} is {str(value)[:40]!r}: a row is an object with columns"
-            )
+            raise DistillError(f"dataset {path} row {number} is {str(value)[:40]!r}: a row is an object with columns")
         yield value
 
 
 def _folder(source: Source, path: Path) -> Opened:
     """Streamed, so that nothing is copied into a cache."""
-    return _opened(
-        source, _load(source, str(path), name=source.config, split=source.split, streaming=True), {}
-    )
+    return _opened(source, _load(source, str(path), name=source.config, split=source.split, streaming=True), {})
 
 
 def _hub(source: Source) -> Opened:
@@ -177,6 +169,4 @@ def _complaint(source: Source, error: Exception) -> Exception:
 
         page = f"{constants.ENDPOINT}/datasets/{source.source}"
         reason += f" Ask for access at {page}, then log in with `hf auth login` or set HF_TOKEN"
-    return DistillError(
-        f"dataset {source.source} (a Hub id; a path starts with ./ or /) cannot be read: {reason}"
-    )
+    return DistillError(f"dataset {source.source} (a Hub id; a path starts with ./ or /) cannot be read: {reason}")

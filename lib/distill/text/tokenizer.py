@@ -124,22 +124,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         hf = load(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise plain Exception for a broken file
-        remedy = (
-            ""
-            if whole
-            else ": bring a tokenizer.json, or install what its format needs (sentencepiece, tiktoken)"
-        )
+        remedy = "" if whole else ": bring a tokenizer.json, or install what its format needs (sentencepiece, tiktoken)"
         raise DistillError(f"the tokenizer in {folder} cannot be read ({_one_line(error)}){remedy}") from None
     if not hf.is_fast:
-        raise DistillError(
-            f"the tokenizer in {folder} is a slow one ({type(hf).__name__}): bring a tokenizer.json"
-        )
+        raise DistillError(f"the tokenizer in {folder} is a slow one ({type(hf).__name__}): bring a tokenizer.json")
     vocabulary = hf.get_vocab()
     eos_ids = _eos_ids(folder, hf.eos_token_id)
     if not eos_ids:
-        raise DistillError(
-            f"the tokenizer in {folder} has no EOS token: give eos_token in tokenizer_config.json"
-        )
+        raise DistillError(f"the tokenizer in {folder} has no EOS token: give eos_token in tokenizer_config.json")
     return Tokenizer(
         hf=hf,
         folder=folder,
@@ -166,9 +158,7 @@ def _hash(folder: Path, hf: "PreTrainedTokenizerFast") -> str:
     path = folder / "tokenizer.json"
     rules = read_json(path) if path.is_file() else hf.backend_tokenizer.to_str()
     if isinstance(rules, dict):
-        rules = {
-            key: value for key, value in rules.items() if key not in ("version", "truncation", "padding")
-        }
+        rules = {key: value for key, value in rules.items() if key not in ("version", "truncation", "padding")}
     return digest(
         {
             "rules": rules,
