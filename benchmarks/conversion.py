@@ -3,6 +3,7 @@
     .venv/bin/python benchmarks/conversion.py            # 1 GB
     .venv/bin/python benchmarks/conversion.py --full     # Llama-2-7B's shape: 13.5 GB; wants 45 GB free
 
+Both begin with an import of SmolLM2-135M's shape, 0.27 GB, which is a process's start more than anything else.
 The checkpoint is random bfloat16 in shards of 2 GB. Each timed step is a process of its own, reads files that
 are not in the page cache, and ends with `sync`. The exported folder is compared with the source byte by byte.
 """
@@ -43,6 +44,10 @@ PEAK = (
     "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
     "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
 )
+SMOLLM2 = {
+    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
+}  # fmt: skip
 SMALL = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16, "num_hidden_layers": 8}
 
 
@@ -91,25 +96,32 @@ def main(full: bool, work: Path) -> None:
     folder = Path(tempfile.mkdtemp(prefix="conversion-", dir=work))
     source, copy, params, out = (folder / name for name in ("source", "copy", "params", "out"))
     os.environ |= {"JAX_PLATFORMS": "cpu", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
+    model = json.dumps({"source": "benchmark", "dtype": "bfloat16"})
+    to_params = (SCRIPTS / "import_checkpoint.py", "--source", source, "--tokenizer", source, "--model", model,
+                 "--out", params)  # fmt: skip
+    to_folder = (SCRIPTS / "export_checkpoint.py", "--params", params, "--out", out)
+    rows = []
+
+    def row(name: str, size: int, read: Path, command: tuple) -> None:
+        base, _ = timed(read, "cp", "-r", read, copy)
+        shutil.rmtree(copy)
+        took, memory = timed(read, sys.executable, *command)
+        figures = f"{size / 1e9:.2f} GB | {base:.1f} s | {took:.1f} s | {took / base:.2f} | {memory:.2f} GB"
+        rows.append(f"| {name} | {figures} |")
+
     try:
+        row("import", make_source(source, LLAMA_2_7B | SMOLLM2), source, to_params)
+        shutil.rmtree(source)
         size = make_source(source, LLAMA_2_7B if full else LLAMA_2_7B | SMALL)
-        model = json.dumps({"source": str(source), "dtype": "bfloat16"})
-        script = SCRIPTS / "import_checkpoint.py"
-        rows = []
-        to_params = (script, "--source", source, "--tokenizer", source, "--model", model, "--out", params)
-        back = (SCRIPTS / "export_checkpoint.py", "--params", params, "--out", out)
-        for name, read, command in (("import", source, to_params), ("export", params, back)):
-            base, _ = timed(read, "cp", "-r", read, copy)
-            shutil.rmtree(copy)
-            took, memory = timed(read, sys.executable, *command)
-            rows.append(f"| {name} | {base:.1f} s | {took:.1f} s | {took / base:.2f} | {memory:.2f} GB |")
+        row("import", size, source, to_params)
+        row("export", size, params, to_folder)
         changed = [file.name for file in source.glob("*.safetensors") if not same(file, out / file.name)]
     finally:
         shutil.rmtree(folder)
-    click.echo(f"{size / 1e9:.1f} GB of bfloat16; {os.cpu_count()} × {processor()}, {platform.platform()}")
+    click.echo(f"{os.cpu_count()} × {processor()}, {platform.platform()}, load {os.getloadavg()[1]:.1f}")
     packages = ("jax", "orbax-checkpoint", "tensorstore", "safetensors", "numpy")
     click.echo(f"Python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in packages))
-    click.echo("\n| step | cp + sync | step + sync | ratio | peak memory |\n|---|--:|--:|--:|--:|")
+    click.echo("\n| step | bfloat16 | cp + sync | step + sync | ratio | peak memory |\n|---|--:|--:|--:|--:|--:|")
     click.echo("\n".join(rows))
     click.echo(f"\nexport and source: {'bit-equal' if not changed else 'DIFFERENT: ' + ', '.join(changed)}")
     sys.exit(bool(changed))

@@ -220,6 +220,21 @@ def test_pickles_are_never_opened(folder: Path, name: str) -> None:
     refused(folder, rf"has no safetensors; pickle files \({name}\) are never opened: convert them")
 
 
+def test_code_in_the_folder_is_never_run(folder: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    code = f"import pathlib; pathlib.Path({str(marker)!r}).touch()\nclass X: pass\n"
+    for kind in ("configuration", "modeling", "tokenization"):
+        (folder / f"{kind}_x.py").write_text(code)
+    config(folder, auto_map={"AutoConfig": "configuration_x.X", "AutoModelForCausalLM": "modeling_x.X"})
+    words = read_json(folder / "tokenizer_config.json")
+    words |= {"tokenizer_class": "X", "auto_map": {"AutoTokenizer": ["tokenization_x.X", "tokenization_x.X"]}}
+    write_json(folder / "tokenizer_config.json", words)
+    import_checkpoint(folder, tmp_path / "params", dtype="float32", origin="x")
+    export_checkpoint(tmp_path / "params", tmp_path / "out")
+    assert not marker.exists()
+    assert not list((tmp_path / "out").glob("*.py"))
+
+
 def test_no_folder_no_config_no_weights(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     refused(folder, "has no safetensors: fetch the folder again")
