@@ -8,6 +8,7 @@ steps/
 
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +48,26 @@ class Steps:
         return 0, state
 
     def save(self, step: int, state: State) -> None:
-        """Save in the background; the state may be donated at once."""
+        """Save in the background; the state may be donated at once. Forced, for the manager may skip a step else."""
         with full_disk_as_oserror(self.folder):
-            self.manager.save(step, args=ocp.args.StandardSave(state._asdict()))
+            self.manager.save(step, args=ocp.args.StandardSave(state._asdict()), force=True)
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop rows of steps that will be done again."""
         if self.metrics.exists():
             write_jsonl(self.metrics, [row for row in read_jsonl(self.metrics) if row["step"] <= step])
 
-    def close(self) -> None:
+    def finish(self) -> None:
         """Wait for what is being saved."""
         with full_disk_as_oserror(self.folder):
+            self.manager.wait_until_finished()
+
+    def __enter__(self) -> "Steps":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """What is being saved is kept, whatever ended the run; its own failure does not hide the run's."""
+        with suppress(Exception) if kind else full_disk_as_oserror(self.folder):
             self.manager.wait_until_finished()
             self.manager.close()
 

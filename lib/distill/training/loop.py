@@ -86,8 +86,7 @@ def fit(init: Path, examples: Examples, folder: Path, stage: Stage, name: str) -
         "code": closure.digest(Path(__file__)),
         "jax": jax.__version__,
     }
-    with _alone(folder), _until_told() as told:
-        kept = Steps(folder / "steps", identity)
+    with _alone(folder), _until_told() as told, Steps(folder / "steps", identity) as kept:
         config, state, where = initial_state(init, optimizer, mesh)
         first, state = kept.restore(state, where)
         kept.forget_metrics_after(first)
@@ -98,7 +97,8 @@ def fit(init: Path, examples: Examples, folder: Path, stage: Stage, name: str) -
         with bar, kept.metrics.open("a", encoding="utf-8") as log:
             for step in range(first + 1, steps + 1):
                 state, metrics = run(state, loader.batch(step - 1))
-                saving = bool(told) or (step % stage.checkpoint_every == 0 and step < steps)
+                stopping = bool(told)  # read once: a signal that comes later finds the next step
+                saving = stopping or (step % stage.checkpoint_every == 0 and step < steps)
                 if saving or step % stage.log_every == 0 or step in (1, steps):
                     _refuse_nan(name, step, metrics)
                 if step % stage.log_every == 0 or step in (1, steps):
@@ -118,10 +118,10 @@ def fit(init: Path, examples: Examples, folder: Path, stage: Stage, name: str) -
                 bar.update()
                 if saving:
                     kept.save(step, state)
-                if told:
-                    kept.close()
+                if stopping:
+                    kept.finish()
                     raise DistillError(f"stage {name} was told to stop and saved step {step}: run again to go on")
-        kept.close()
+        kept.finish()
         seconds = round(time.monotonic() - started, 3)
         digest = _finish(init, folder, config, state)
         shutil.copyfile(kept.metrics, folder / "metrics.jsonl")
