@@ -117,7 +117,7 @@ def save_weights(folder: Path, tree: decoder.Params) -> str:
     try:
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(folder.absolute(), args=arguments)
-    except Exception as error:
+    except BaseException as error:
         stream.wait()  # else what is still being written comes back after the folder's removal
         for number in (errno.ENOSPC, errno.EDQUOT):
             if os.strerror(number) in str(error):  # tensorstore says it in words only
