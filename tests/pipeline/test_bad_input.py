@@ -1,6 +1,7 @@
 """What is wrong with the input is said in one line, and nothing half-made is left."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from project import Project
 
 
 def complaints(output: str) -> list[str]:
-    return [line for line in output.splitlines() if line.startswith("error: ")]
+    """The errors told, also one that follows another job's progress bar on its line."""
+    return re.findall(r"error: [^\r\n]*", output)
 
 
 @pytest.mark.parametrize(
