@@ -229,6 +229,6 @@ def length_of(wildcards):
     return RECIPE.stages[wildcards.stage].max_length or RECIPE.generation.max_target_length
 
 
-def answer_lengths(wildcards):
-    """Of the generation's settings those that evaluation shares: a changed temperature is none of its business."""
-    return RECIPE.generation.model_dump_json(include={"max_prefill_length", "max_target_length"})
+def answer_length(wildcards):
+    """The most tokens that a held-out prompt and its answer may have."""
+    return RECIPE.evaluation.max_target_length or RECIPE.generation.max_target_length

@@ -13,7 +13,7 @@ rule evaluate:
         "<run>/evaluation/{scored}.json",
     params:
         evaluation=settings(RECIPE.evaluation),
-        generation=answer_lengths,
+        max_target_length=answer_length,
         template=RECIPE.prompts.chat_template,
         code=code("evaluate"),
     log:
@@ -30,7 +30,7 @@ rule evaluate:
         " --params {input.params:q}"
         " --name {wildcards.scored:q}"
         " --evaluation {params.evaluation:q}"
-        " --generation {params.generation:q}"
+        " --max-target-length {params.max_target_length}"
         " --template {params.template}"
         " --out {output:q}"
         " 2>&1 | tee -i {log:q} >&2"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from distill.config import Evaluation, Generation
+from distill.config import Evaluation
 from distill.errors import explained
 from distill.evaluation.score import evaluate
 from distill.parallel.runtime import start
@@ -17,16 +17,15 @@ PATH = click.Path(path_type=Path)
 @click.option("--params", type=PATH, required=True, help="params folder")
 @click.option("--name", required=True, help="the model's or the stage's name")
 @click.option("--evaluation", required=True, help="the evaluation's settings, JSON")
-@click.option("--generation", required=True, help="the generation's settings, JSON")
+@click.option("--max-target-length", type=int, required=True, help="prompt and answer together, in tokens")
 @click.option("--template", type=click.Choice(["tokenizer", "none"]), required=True, help="chat template")
 @click.option("--out", type=PATH, required=True, help="JSON file to write")
-def main(params: Path, name: str, evaluation: str, generation: str, template: str, out: Path) -> None:
+def main(params: Path, name: str, evaluation: str, max_target_length: int, template: str, out: Path) -> None:
     with explained():
         leave_with_parent()
         start()
         settings = Evaluation.model_validate_json(evaluation)
-        lengths = Generation.model_validate_json(generation)
-        click.echo(evaluate(params, settings, lengths, out, name=name, template=template))
+        click.echo(evaluate(params, settings, max_target_length, out, name=name, template=template))
 
 
 if __name__ == "__main__":

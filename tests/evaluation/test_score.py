@@ -9,7 +9,7 @@ from tiny_models import tiny_llama
 
 from distill.checkpoints.convert import import_checkpoint
 from distill.checkpoints.store import load_weights
-from distill.config import Evaluation, Generation
+from distill.config import Evaluation
 from distill.errors import DistillError
 from distill.evaluation.score import evaluate
 from distill.files import read_json, write_jsonl
@@ -17,7 +17,6 @@ from distill.models import decoder
 from distill.text.chat import example_tokens
 from distill.text.tokenizer import load_tokenizer
 
-GENERATION = Generation(max_prefill_length=20, max_target_length=40)
 WORDS = ["abc", "hello", "a", "some words here", "z"]
 
 
@@ -31,7 +30,7 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def score(params: Path, rows: list[dict], folder: Path, **changes) -> dict:
     write_jsonl(folder / "rows.jsonl", rows)
     settings = Evaluation(source=str(folder / "rows.jsonl"), batch_size=2, **changes)
-    evaluate(params, settings, GENERATION, folder / "out.json", name="tiny", template="tokenizer")
+    evaluate(params, settings, 40, folder / "out.json", name="tiny", template="tokenizer")
     return read_json(folder / "out.json")
 
 

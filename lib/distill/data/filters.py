@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from distill.config import Dataset
+from distill.text.answers import same_answer
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ def empty(sample: Sample) -> str | None:
 
 
 def exact_match(sample: Sample) -> str | None:
-    """Not the reference, white space around both aside; a sample without a reference cannot be judged."""
+    """Not the reference; a sample without one cannot be judged."""
     if sample.reference is None:
         return "no_reference"
-    return None if sample.completion.strip() == sample.reference.strip() else "wrong"
+    return None if same_answer(sample.completion, sample.reference) else "wrong"
 
 
 class Duplicate:

@@ -86,7 +86,7 @@ def check_parity(source: Path, reference: Path, out: Path, *, atol: float, max_k
         parts += [compare(ours[block], wanted[block]) for block in blocks]
     found = together(parts)
     report = {
-        "schema_version": SCHEMA_VERSION,
+        "schema": SCHEMA_VERSION,
         "source": str(source),
         "reference": str(reference),
         "family": config.family,

@@ -11,14 +11,14 @@ from tqdm import tqdm
 
 from distill import SCHEMA_VERSION
 from distill.checkpoints.store import load_weights, read_info
-from distill.config import Evaluation, Generation
+from distill.config import Evaluation
 from distill.errors import DistillError
 from distill.files import write_json
-from distill.generation.engine import Engine, Request, Result
+from distill.generation.engine import Engine, Request
 from distill.generation.sampling import Draw
 from distill.models import decoder
 from distill.models.config import ModelConfig
-from distill.parallel import runtime
+from distill.text.answers import same_answer
 from distill.text.chat import Template, examples_tokens, prompt_id, prompts_tokens
 from distill.text.sources import Conversation, read_conversations
 from distill.text.tokenizer import Tokenizer, load_tokenizer
@@ -26,20 +26,31 @@ from distill.training.losses import masked_sum, token_nll
 
 
 def evaluate(
-    params: Path, settings: Evaluation, generation: Generation, out: Path, *, name: str, template: Template
+    params: Path, settings: Evaluation, max_target_length: int, out: Path, *, name: str, template: Template
 ) -> str:
     """Score the model in `params` on held-out prompts, write `out`, and give a line that says how it did.
 
     exact_match: share of prompts whose greedy answer equals the reference, spaces at the ends aside.
     nll: mean over all tokens of the references, EOS included, of −log p in nats. Both are null where no
     prompt has a reference.
+    max_target_length: prompt and answer together, in tokens.
     """
-    runtime.start()
     info, tokenizer = read_info(params), load_tokenizer(params / "tokenizer")
     config, weights = load_weights(params)
     held_out = read_conversations(settings, settings.limit)
     prompts = prompts_tokens(tokenizer, [row.messages for row in held_out], template)
-    results = _greedy(config, weights, held_out, prompts, settings, generation, info.eos_ids, info.real_vocab, name)
+    limit = min(max_target_length, config.max_positions)
+    for row, prompt in zip(held_out, prompts, strict=True):
+        if len(prompt) >= limit:
+            raise DistillError(
+                f"{name}: held-out prompt {prompt_id(row.messages)} has {len(prompt)} tokens, with its "
+                f"answer it may have {limit}: raise evaluation.max_target_length, or take the prompt out"
+            )
+    engine = Engine(config, weights, slots=settings.batch_size, max_length=limit, real_vocab=info.real_vocab)
+    greedy, stop_ids = Draw(temperature=0.0), frozenset(info.eos_ids)
+    requests = [Request(tuple(p), 0, 0, limit - len(p), greedy, stop_ids) for p in prompts]
+    bar = tqdm(engine.run(requests), total=len(requests), desc=f"{name} answers", unit="prompt", file=sys.stderr)
+    results = dict(bar)
     scored = [i for i, row in enumerate(held_out) if row.reference is not None]
     sums, tokens = np.zeros(len(held_out)), np.zeros(len(held_out))
     if scored:
@@ -48,7 +59,8 @@ def evaluate(
             config, weights, rows, tokenizer, template, info.real_vocab, settings.batch_size
         )
     answers = []
-    for i, (row, result) in enumerate(zip(held_out, results, strict=True)):
+    for i, row in enumerate(held_out):
+        result = results[i]
         stopped = result.finish_reason == "stop"
         text = tokenizer.decode(result.tokens[:-1] if stopped else result.tokens)
         judged = row.reference is not None
@@ -59,7 +71,7 @@ def evaluate(
                 "reference": row.reference,
                 "answer": text,
                 "finish_reason": result.finish_reason,
-                "correct": stopped and text.strip() == row.reference.strip() if judged else None,
+                "correct": stopped and same_answer(text, row.reference) if judged else None,
                 "nll": sums[i] / tokens[i] if judged else None,
             }
         )
@@ -79,32 +91,6 @@ def evaluate(
     return f"{name}: exact match {share:.1%} of {len(scored)}, NLL {nll:.4f} nats a token"
 
 
-def _greedy(
-    config: ModelConfig,
-    weights: decoder.Params,
-    held_out: Sequence[Conversation],
-    prompts: Sequence[list[int]],
-    settings: Evaluation,
-    generation: Generation,
-    stop_ids: Sequence[int],
-    real_vocab: int,
-    name: str,
-) -> list[Result]:
-    limit = min(settings.max_target_length or generation.max_target_length, config.max_positions)
-    for row, prompt in zip(held_out, prompts, strict=True):
-        if len(prompt) >= limit:
-            raise DistillError(
-                f"{name}: held-out prompt {prompt_id(row.messages)} has {len(prompt)} tokens, with its "
-                f"answer it may have {limit}: raise evaluation.max_target_length, or take the prompt out"
-            )
-    engine = Engine(config, weights, slots=settings.batch_size, max_length=limit, real_vocab=real_vocab)
-    greedy, stop_ids = Draw(temperature=0.0), frozenset(stop_ids)
-    requests = [Request(tuple(p), 0, 0, limit - len(p), greedy, stop_ids) for p in prompts]
-    bar = tqdm(engine.run(requests), total=len(requests), desc=f"{name} answers", unit="prompt", file=sys.stderr)
-    results = dict(bar)
-    return [results[i] for i in range(len(requests))]
-
-
 def _reference_nll(
     config: ModelConfig,
     weights: decoder.Params,
@@ -118,11 +104,14 @@ def _reference_nll(
 
     @jax.jit
     def score(weights: decoder.Params, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        segments = (jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > 0).astype(jnp.int32)
-        hidden = decoder.forward(config, weights, tokens[:, :-1], segments[:, 1:])
-        logits = decoder.logits(config, weights, hidden)
-        logits = jnp.where((jnp.arange(logits.shape[-1]) < real_vocab)[None, None], logits, -jnp.inf)
-        return jax.vmap(masked_sum)(token_nll(logits, tokens[:, 1:]), mask[:, 1:])
+        def row(part: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            hidden, targets, mask = part
+            logits = decoder.logits(config, weights, hidden)
+            logits = jnp.where((jnp.arange(logits.shape[-1]) < real_vocab)[None], logits, -jnp.inf)
+            return masked_sum(token_nll(logits, targets), mask)
+
+        hidden = decoder.forward(config, weights, tokens[:, :-1])  # padding is behind: nobody looks there
+        return jax.lax.map(row, (hidden, tokens[:, 1:], mask[:, 1:]))  # one row's scores are held at a time
 
     whole = [[*row.messages, {"role": "assistant", "content": row.reference}] for row in rows]
     examples = list(examples_tokens(tokenizer, whole, template))
