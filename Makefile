@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 RECIPE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup distill test test-services lint format lock clean-run
+.PHONY: help setup distill test test-services lint format lock
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

@@ -5,13 +5,7 @@ from pathlib import Path
 from distill.config import Model, Source
 from distill.errors import DistillError
 
-MODEL = (
-    ".safetensors",
-    ".json",
-    ".jinja",
-    ".model",
-    ".txt",
-)  # and all that goes with the weights
+MODEL = (".safetensors", ".json", ".jinja", ".model", ".txt")  # the weights, and all that goes with them
 
 
 def is_params(folder: Path) -> bool:

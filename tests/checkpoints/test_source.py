@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints.folders import bits, rewrite, tensors
+from small_disk import small_disk
 from tiny_models import tiny_config, tiny_llama
 
 from distill.checkpoints.convert import export_checkpoint, import_checkpoint
@@ -266,14 +267,10 @@ def test_buffers_that_old_checkpoints_carry_are_left_out(folder: Path, tmp_path:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, with room for a params folder of 3 MB and not for two."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", disk]).returncode:
-        pytest.skip("needs root and the right to mount a tmpfs")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Room for a params folder of 3 MB and not for two."""
+    with small_disk(tmp_path / "disk", "5m") as folder:
+        yield folder
 
 
 def script(root: Path, name: str, *arguments: str | Path) -> subprocess.CompletedProcess:
@@ -281,23 +278,23 @@ def script(root: Path, name: str, *arguments: str | Path) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_a_full_disk_leaves_what_was_there(root: Path, tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_leaves_what_was_there(root: Path, tmp_path: Path, disk: Path) -> None:
     source = tiny_llama(tmp_path / "hf", intermediate_size=4096)
     model = json.dumps({"source": "owner/model"})
-    out = small_disk / "params"
+    out = disk / "params"
     arguments = ("--source", source, "--tokenizer", source, "--model", model, "--out", out)
     done = script(root, "import_checkpoint", *arguments)
     assert done.returncode == 0, done.stderr
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     for name, given in (
         ("import_checkpoint", arguments),
-        ("export_checkpoint", ("--params", out, "--out", small_disk / "export")),
+        ("export_checkpoint", ("--params", out, "--out", disk / "export")),
     ):
         done = script(root, name, *given)
         assert done.returncode == 1
         assert done.stderr.strip().splitlines()[-1].startswith("error: no space left writing ")
         assert "Traceback" not in done.stderr
-        assert [path.name for path in small_disk.iterdir()] == ["params"]
+        assert [path.name for path in disk.iterdir()] == ["params"]
         assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_disk import small_disk
 from tiny_models import tiny_llama
 
 from distill.checkpoints.convert import import_checkpoint
@@ -49,15 +50,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with 12 kB of room."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]).returncode:
-        pytest.skip("needs root and the right to mount a tmpfs")
-    room = os.statvfs(disk)
-    (disk / "ballast").write_bytes(bytes(room.f_bavail * room.f_frsize - 3 * 4096))
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    """A disk with 12 kB of room."""
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        room = os.statvfs(disk)
+        (disk / "ballast").write_bytes(bytes(room.f_bavail * room.f_frsize - 3 * 4096))
+        yield disk
 
 
 def arguments(stage: str, made: Path, disk: Path) -> list:

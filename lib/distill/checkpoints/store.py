@@ -6,10 +6,8 @@ params/
   tokenizer/      tokenizer and configuration files as the source had them
 """
 
-import errno
 import hashlib
 import logging
-import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +25,7 @@ from jax.sharding import Mesh
 from pydantic import BaseModel, ConfigDict
 
 from distill import SCHEMA_VERSION
-from distill.errors import DistillError
+from distill.errors import DistillError, full_disk_as_oserror
 from distill.files import read_json, write_json
 from distill.models import decoder
 from distill.models.config import ModelConfig
@@ -114,15 +112,13 @@ def save_weights(folder: Path, tree: decoder.Params) -> str:
         lazy, save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), lazy)
     )
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
-    try:
-        with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(folder.absolute(), args=arguments)
-    except BaseException as error:
-        stream.wait()  # else what is still being written comes back after the folder's removal
-        for number in (errno.ENOSPC, errno.EDQUOT):
-            if os.strerror(number) in str(error):  # tensorstore says it in words only
-                raise OSError(number, os.strerror(number), str(folder)) from None
-        raise
+    with full_disk_as_oserror(folder):
+        try:
+            with ocp.Checkpointer(handler) as checkpointer:
+                checkpointer.save(folder.absolute(), args=arguments)
+        except BaseException:
+            stream.wait()  # else what is still being written comes back after the folder's removal
+            raise
     return _total(stream.digests)
 
 

@@ -14,7 +14,6 @@ from distill.errors import DistillError
 from distill.files import read_jsonl
 from distill.generation.engine import Engine, Request, Result
 from distill.generation.sampling import Draw, request_seed
-from distill.parallel import runtime
 from distill.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -63,7 +62,6 @@ def answers(params: Path, requests: Sequence[Request], settings: Generation) -> 
     """(index of the request, its result), each as soon as it has ended, from the model in `params`."""
     if not requests:
         return
-    runtime.start()
     info = read_info(params)
     config, weights = load_weights(params)
     engine = Engine(

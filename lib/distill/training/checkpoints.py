@@ -40,7 +40,7 @@ class Steps:
             shapes = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, where)
             try:
                 restored = self.manager.restore(step, args=ocp.args.StandardRestore(shapes._asdict()))
-            except Exception as error:  # whatever a cut file makes Orbax raise: the step before is as good
+            except (ValueError, KeyError, FileNotFoundError) as error:  # what a cut file makes Orbax raise
                 print(f"step {step} cannot be read ({error}): going back to the one before", file=sys.stderr)
                 self.manager.delete(step)
                 continue

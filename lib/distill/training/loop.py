@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from distill import closure
+from distill import SCHEMA_VERSION, closure
 from distill.checkpoints.store import copy_tokenizer, flat, nest, read_info, save_weights, tree_digest, write_info
 from distill.config import Stage
 from distill.data.conversations import training_conversations
@@ -26,7 +26,6 @@ from distill.errors import DistillError
 from distill.files import replacing, write_json
 from distill.models import decoder
 from distill.models.config import ModelConfig
-from distill.parallel import runtime
 from distill.parallel.mesh import BATCH_AXES, make_mesh
 from distill.text.chat import Template
 from distill.text.tokenizer import load_tokenizer
@@ -65,7 +64,6 @@ def train(
 
 def fit(init: Path, examples: Examples, folder: Path, stage: Stage, name: str) -> None:
     """`train`, on examples that are tokenized already."""
-    runtime.start()
     info = read_info(init)
     steps = stage.steps or math.ceil(stage.epochs * len(examples) / stage.batch_size)
     if stage.warmup_steps >= steps:
@@ -128,7 +126,7 @@ def fit(init: Path, examples: Examples, folder: Path, stage: Stage, name: str) -
         write_json(
             folder / "final.json",
             {
-                "schema_version": 1,
+                "schema": SCHEMA_VERSION,
                 "stage": name,
                 "step": steps,
                 "digest": digest,
