@@ -114,10 +114,9 @@ def ask(
 
 @asynccontextmanager
 async def _client(concurrency: int) -> AsyncIterator[httpx2.AsyncClient]:
+    timeout = httpx2.Timeout(10, read=None, pool=None)  # an answer takes as long as its tokens
     limits = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-    async with httpx2.AsyncClient(
-        limits=limits, timeout=httpx2.Timeout(10, read=None, pool=None), trust_env=False
-    ) as client:
+    async with httpx2.AsyncClient(limits=limits, timeout=timeout, trust_env=False) as client:
         yield client
 
 

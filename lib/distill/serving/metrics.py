@@ -25,6 +25,7 @@ class Metrics:
         gauge("distill_slots_busy", "Slots that decode", lambda: worker.running)
         gauge("distill_slots", "Slots there are", lambda: slots)
         gauge("distill_tokens_per_second", f"New tokens a second, over the last {SPAN:.0f} s", self.speed)
+        self.told = 0
         self.tokens = Counter("distill_generated_tokens", "New tokens", registry=registry)
         self.requests = Counter(
             "distill_requests", "Requests by route and status", ["path", "status"], registry=registry
@@ -50,5 +51,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """In Prometheus' format."""
-        self.tokens.inc(self.worker.tokens - self.tokens._value.get())
+        now = self.worker.tokens
+        self.tokens.inc(now - self.told)
+        self.told = now
         return generate_latest(self.registry)

@@ -142,7 +142,7 @@ class CompletionRequest(Asked):
 
     def prompts(self) -> list[str] | list[list[int]]:
         """One or many, as many."""
-        one = isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int))
+        one = isinstance(self.prompt, str) or not self.prompt or isinstance(self.prompt[0], int)
         return [self.prompt] if one else self.prompt
 
     def length(self, prompt: Sequence[int], limits: Limits) -> int:

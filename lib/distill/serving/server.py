@@ -84,12 +84,8 @@ class Service:
         if self.worker.failure:
             raise Problem(503, str(self.worker.failure), headers={"Retry-After": "1"})
         if self.worker.load + len(job.requests) > self.room:
-            raise Problem(
-                429,
-                f"{self.worker.load} samples wait already: try again",
-                code="queue_full",
-                headers={"Retry-After": "1"},
-            )
+            full = f"{self.worker.load} samples wait already: try again"
+            raise Problem(429, full, code="queue_full", headers={"Retry-After": "1"})
         reply = Reply(asked, prompts, self.info.source, self.tokenizer, self.name)
         self.worker.submit(job)
         if asked.stream:
@@ -189,7 +185,8 @@ class _Gate:
         given = dict(scope["headers"]).get(b"authorization", b"")
         if self.expected and scope["path"] != "/health" and not hmac.compare_digest(given, self.expected):
             problem = Problem(401, "the token is missing or wrong", code="invalid_api_key")
-            return (await _explain(None, problem))(scope, receive, counted)
+            refusal = await _explain(None, problem)
+            return await refusal(scope, receive, counted)
         return await self.app(scope, receive, counted)
 
 
