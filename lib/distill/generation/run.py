@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def generate_batch(
     started, names = time.monotonic(), [entry_name(row["prompt_id"], row["prompt_token_ids"]) for row in rows]
     door = _door(params, info, settings, idle_seconds)
     failed: dict[str, str] = {}
-    with Journal(work, _key(info, door, settings), prompts.stem, names) as journal:
+    with closing(Journal(work, _key(info, door, settings), prompts.stem, names)) as journal:
         asks = list(_missing(rows, names, journal, settings, most=settings.num_generations if door.own else 1))
         missing = sum(one.count for one in asks)
         with _Progress(missing, prompts.stem) as progress:
@@ -52,6 +53,7 @@ def generate_batch(
 
             stop_ids = info.eos_ids if door.own else []
             ask(door, asks, settings.sampling, stop_ids, _concurrency(settings, door), answered)
+        journal.finish()
         written = [
             _completion(row, number, journal.known[name, number])
             for row, name in zip(rows, names, strict=True)

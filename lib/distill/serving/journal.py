@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from distill.files import digest, replacing
@@ -55,17 +54,14 @@ class Journal:
         os.write(self._out, line.encode() + b"\n")
         self.known[name, number] = sample
 
-    def __enter__(self) -> "Journal":
-        return self
+    def finish(self) -> None:
+        """List the prompts of the file, for batches that look for theirs."""
+        names = sorted({name for (name, _), _ in _read(self.file)})
+        with replacing(self.file.with_suffix(".ids")) as tmp:
+            tmp.write_text("\n".join([str(self.file.stat().st_size), *names]))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         os.close(self._out)
-        if kind is None:
-            names = sorted({name for (name, _), _ in _read(self.file)})
-            with replacing(self.file.with_suffix(".ids")) as tmp:
-                tmp.write_text("\n".join([str(self.file.stat().st_size), *names]))
 
 
 def _listed(file: Path) -> set[str] | None:

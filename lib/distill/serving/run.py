@@ -43,6 +43,7 @@ async def _serve(params: Path, settings: Serving, announce: Callable[[str], None
         await worker.ready
     except Failed as failure:
         raise DistillError(str(failure)) from None
+    worker.touched = time.monotonic()  # loading was no idleness
     server = uvicorn.Server(
         uvicorn.Config(
             service.app(), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=LINGER
@@ -55,9 +56,8 @@ async def _serve(params: Path, settings: Serving, announce: Callable[[str], None
     service.leave = leave
     watch = asyncio.ensure_future(_watch(worker, settings.idle_seconds, leave))
     host, port = opened.getsockname()[:2]
-    told = asyncio.ensure_future(
-        _announce(server, lambda: announce(f"http://{f'[{host}]' if ':' in host else host}:{port}"))
-    )
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    told = asyncio.ensure_future(_announce(server, lambda: announce(url)))
     await server.serve(sockets=[opened])
     watch.cancel()
     told.cancel()

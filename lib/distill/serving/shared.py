@@ -20,8 +20,9 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from typing import TextIO
 
 from filelock import FileLock
 
@@ -32,6 +33,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 SCRIPT = PACKAGE.parents[1] / "scripts/serve.py"
 POLL = 0.05  # seconds
 BUSY = 10.0  # seconds that a busy server is waited for before it is left alone
+HELD: list[TextIO] = []
+STARTED: list[subprocess.Popen] = []  # they outlive this process; a handle that is dropped would complain of that
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,7 @@ def folder() -> Path:
     path.mkdir(mode=0o700, exist_ok=True)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise DistillError(
-            f"{path} must be a folder of yours that nobody else may open: remove it, or set XDG_RUNTIME_DIR"
-        )
+        raise DistillError(f"{path} must be a folder that you alone can open: remove it, or set XDG_RUNTIME_DIR")
     return path
 
 
@@ -116,30 +117,26 @@ def ensure_server(params: Path, *, slots: int, max_length: int, idle_seconds: fl
     if server := files.read():
         return server
     with FileLock(files.start):
-        if server := files.read():
-            return server
-        process = None
-        if not files.lives():
-            leave_servers(but=files)
-            files.info.unlink(missing_ok=True)
-            command = [sys.executable, SCRIPT, "--params", params, "--slots", slots, "--max-length", max_length]
-            command += ["--idle-seconds", idle_seconds, "--shared", files.info]
-            environment = {name: value for name, value in os.environ.items() if name != "DISTILL_PARENT"}
-            with files.log.open("wb") as log:
-                process = subprocess.Popen(
-                    list(map(str, command)), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-                    start_new_session=True,
-                )  # fmt: skip
-        return _wait(files, process)
-
-
-def _wait(files: Files, process: subprocess.Popen | None) -> Server:
-    while True:
-        if server := files.read():
-            return server
-        if process.poll() is not None if process else not files.lives():
-            raise DistillError(f"the generation server did not start: {last_words(files)} (the whole: {files.log})")
-        time.sleep(POLL)
+        while files.lives():  # it starts, or it is leaving
+            if server := files.read():
+                return server
+            time.sleep(POLL)
+        leave_servers()
+        files.info.unlink(missing_ok=True)
+        command = [sys.executable, SCRIPT, "--params", params, "--slots", slots, "--max-length", max_length]
+        command += ["--idle-seconds", idle_seconds, "--shared", files.info]
+        environment = {name: value for name, value in os.environ.items() if name != "DISTILL_PARENT"}
+        with files.log.open("wb") as log:
+            process = subprocess.Popen(
+                list(map(str, command)), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+        STARTED.append(process)
+        while (server := files.read()) is None:
+            if process.poll() is not None:
+                raise DistillError(f"the generation server did not start: {last_words(files)} (the whole: {files.log})")
+            time.sleep(POLL)
+        return server
 
 
 def last_words(files: Files) -> str:
@@ -149,50 +146,51 @@ def last_words(files: Files) -> str:
     return (errors or [line for line in lines if line.strip()] or ["it left no word"])[-1]
 
 
-def leave_servers(but: Files | None = None) -> None:
+def leave_servers() -> None:
     """Ask every shared server of this node to leave, and wait until those that were idle are gone.
 
     One that stays busy answers for another run: it is left alone.
     """
-    for info in sorted(folder().glob("*.json")):
-        files = Files(info)
-        if but is None or files != but:
-            _leave(files)
+    for alive in sorted(folder().glob("*.alive")):
+        _leave(Files(alive.with_suffix(".json")))
 
 
 def _leave(files: Files) -> None:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + BUSY
-    while server := files.read():
-        asked = urllib.request.Request(f"{server.url}/leave", method="POST")
-        asked.add_header("Authorization", f"Bearer {server.token}")
-        with suppress(HTTPError, URLError, OSError), urllib.request.urlopen(asked, timeout=BUSY):
-            break
+    while files.lives():
+        if server := files.read():
+            asked = urllib.request.Request(f"{server.url}/leave", method="POST")
+            asked.add_header("Authorization", f"Bearer {server.token}")
+            with suppress(OSError, HTTPException), direct.open(asked, timeout=BUSY):  # busy, or gone already
+                pass
         if time.monotonic() > deadline:
-            print(f"the generation server {server.pid} is busy with another run: it stays", file=sys.stderr)
+            print(f"the generation server of {files.info} is busy with another run: it stays", file=sys.stderr)
             return
-        time.sleep(10 * POLL)
-    while files.lives() and time.monotonic() < deadline + BUSY:
-        time.sleep(POLL)
+        time.sleep(2 * POLL)
 
 
 @contextmanager
 def living(info: Path) -> Iterator[tuple[str, Callable[[str], None]]]:
-    """On the server's side: hold the lock, and give a token and what writes the info file once there is a URL."""
+    """On the server's side: a token, and what writes the info file once there is a URL.
+
+    The lock is held to the very end of the process: what is gone has given the device back.
+    """
     files, token = Files(info), secrets.token_urlsafe(32)
-    with files.alive.open("w") as file:
-        for _ in range(20):  # a client that looks holds it for a moment
-            with suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(POLL)
-        else:
-            raise DistillError(f"another server lives already ({files.alive} is locked)")
+    HELD.append(file := files.alive.open("w"))
+    for _ in range(20):  # a client that looks holds it for a moment
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        time.sleep(POLL)
+    else:
+        raise DistillError(f"another server lives already ({files.alive} is locked)")
 
-        def announce(url: str) -> None:
-            os.umask(0o077)
-            write_json(info, {"url": url, "token": token, "pid": os.getpid()})
+    def announce(url: str) -> None:
+        os.umask(0o077)
+        write_json(info, {"url": url, "token": token, "pid": os.getpid()})
 
-        try:
-            yield token, announce
-        finally:
-            info.unlink(missing_ok=True)
+    try:
+        yield token, announce
+    finally:
+        info.unlink(missing_ok=True)
