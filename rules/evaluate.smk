@@ -26,7 +26,7 @@ rule evaluate:
     message:
         "evaluate {wildcards.scored}"
     shell:
-        '"$PYTHON" "$SCRIPTS"/leave_server.py && "$PYTHON" "$SCRIPTS"/evaluate.py'
+        '"$PYTHON" "$SCRIPTS/leave_server.py" && "$PYTHON" "$SCRIPTS"/evaluate.py'
         " --params {input.params:q}"
         " --name {wildcards.scored:q}"
         " --evaluation {params.evaluation:q}"

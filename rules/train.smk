@@ -29,7 +29,7 @@ rule train:
     message:
         "train {wildcards.stage}"
     shell:
-        '"$PYTHON" "$SCRIPTS"/leave_server.py && "$PYTHON" "$SCRIPTS"/train.py'
+        '"$PYTHON" "$SCRIPTS/leave_server.py" && "$PYTHON" "$SCRIPTS"/train.py'
         " --init {input.init:q}"
         " --stage {params.stage:q}"
         " --name {wildcards.stage:q}"
