@@ -1,6 +1,10 @@
 """Let the teacher answer one batch of prompts. A server does; the first batch that asks starts it."""
 
+import sys
 from pathlib import Path
+
+# Arrow loads it, where it is installed, only to see whether rows are a data frame: a quarter of a second a batch.
+sys.modules.setdefault("pandas", None)
 
 import click
 

@@ -78,7 +78,7 @@ def open_door(find: Callable[[], Server]) -> Door:
     server = find()
     headers = {"Authorization": f"Bearer {server.token}"} if server.token else {}
     try:
-        with httpx2.Client(trust_env=False, timeout=30) as client:
+        with httpx2.Client(trust_env=False, timeout=30, verify=_is_encrypted(server)) as client:
             response = client.get(f"{server.url}/v1/models", headers=headers)
         model = response.json()["data"][0] if response.status_code == 200 else None
     except (httpx2.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
@@ -94,6 +94,8 @@ def ask(
     answered: Callable[[Ask, list[Sample] | Failure], None],
 ) -> None:  # fmt: skip
     """Have every ask answered or given up, `concurrency` at a time; `answered` is told of each as it ends."""
+    if not asks:
+        return
     body = _body(door, sampling, stop_ids)
 
     async def worker(client: httpx2.AsyncClient, left: Iterator[Ask]) -> None:
@@ -102,7 +104,7 @@ def ask(
 
     async def all_of_them() -> None:
         left = iter(asks)
-        async with _client(concurrency) as client, asyncio.TaskGroup() as group:
+        async with _client(door, concurrency) as client, asyncio.TaskGroup() as group:
             for _ in range(min(concurrency, len(asks))):
                 group.create_task(worker(client, left))
 
@@ -113,11 +115,18 @@ def ask(
 
 
 @asynccontextmanager
-async def _client(concurrency: int) -> AsyncIterator[httpx2.AsyncClient]:
+async def _client(door: Door, concurrency: int) -> AsyncIterator[httpx2.AsyncClient]:
     timeout = httpx2.Timeout(10, read=None, pool=None)  # an answer takes as long as its tokens
     limits = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-    async with httpx2.AsyncClient(limits=limits, timeout=timeout, trust_env=False) as client:
+    async with httpx2.AsyncClient(
+        limits=limits, timeout=timeout, trust_env=False, verify=_is_encrypted(door.server)
+    ) as client:
         yield client
+
+
+def _is_encrypted(server: Server) -> bool:
+    """Whether certificates are needed: to load them takes longer than a request."""
+    return server.url.startswith("https:")
 
 
 async def _answer(client: httpx2.AsyncClient, door: Door, one: Ask, body: dict[str, Any]) -> list[Sample] | Failure:

@@ -56,6 +56,8 @@ class Journal:
 
     def finish(self) -> None:
         """List the prompts of the file, for batches that look for theirs."""
+        if _listed(self.file) is not None:
+            return
         names = sorted({name for (name, _), _ in _read(self.file)})
         with replacing(self.file.with_suffix(".ids")) as tmp:
             tmp.write_text("\n".join([str(self.file.stat().st_size), *names]))
