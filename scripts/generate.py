@@ -1,6 +1,5 @@
 """Let the teacher answer one batch of prompts. A server does; the first batch that asks starts it."""
 
-import sys
 from pathlib import Path
 
 import click
@@ -23,8 +22,6 @@ PATH = click.Path(path_type=Path)
 def main(teacher: Path, prompts: Path, generation: str, work: Path, idle_seconds: float, out: Path) -> None:
     with explained():
         leave_with_parent()
-        # Arrow loads it, where it is there, only to see whether rows are a data frame: a quarter of a second a batch.
-        sys.modules.setdefault("pandas", None)
         settings = Generation.model_validate_json(generation)
         click.echo(generate_batch(teacher, prompts, out, settings, work=work, idle_seconds=idle_seconds))
 

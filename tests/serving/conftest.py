@@ -35,16 +35,18 @@ def like_a_user(compiled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture(scope="session")
 def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    import_checkpoint(tiny_llama(folder / "hf"), folder / "params", dtype="float32", origin="tiny")
+    import_checkpoint(
+        tiny_llama(folder / "hf", max_position_embeddings=2048), folder / "params", dtype="float32", origin="tiny"
+    )
     return folder / "params"
 
 
 @pytest.fixture(scope="module")
 def server(params: Path, compiled: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Four slots, 192 tokens, 24 samples may wait, a token."""
+    """Four slots, 1024 tokens, 24 samples may wait, a token."""
     folder = tmp_path_factory.mktemp("server")
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": compiled, "XLA_FLAGS": "", "PYTHONPATH": str(Path(__file__).parents[2] / "lib"),
     }  # fmt: skip
-    with started(folder, environment, params, slots=4, max_length=192, queue=24) as running:
+    with started(folder, environment, params, slots=4, max_length=1024, queue=24) as running:
         yield running

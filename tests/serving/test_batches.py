@@ -138,7 +138,10 @@ def test_killed_at_random_moments(params: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     files = files_of(params, 8, 48)
     for victim in ("client", "server", "client", "server"):
-        with subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as client:
+        with (
+            (tmp_path / "log").open("w") as log,
+            subprocess.Popen(list(map(str, command)), stderr=log, stdout=log) as client,
+        ):
             before = _lines(tmp_path / "work")
             until(lambda client=client, before=before: client.poll() is not None or _lines(tmp_path / "work") > before)
             time.sleep(chance.uniform(0, 0.2))
@@ -147,7 +150,7 @@ def test_killed_at_random_moments(params: Path, tmp_path: Path) -> None:
             elif server := files.read():
                 os.kill(server.pid, signal.SIGKILL)
         if victim == "server":
-            assert client.returncode == 0, "a job outlives its server"
+            assert client.returncode == 0, (tmp_path / "log").read_text()
     assert subprocess.run(list(map(str, command)), check=False, capture_output=True).returncode == 0
     assert out.read_bytes() == calm
 

@@ -131,9 +131,9 @@ def test_our_server_elsewhere_must_have_the_recipes_settings(
     with pytest.raises(DistillError, match="its key goes into DISTILL_API_KEY"):
         run(params, tmp_path, server.url)
     monkeypatch.setenv("DISTILL_API_KEY", "secret")
-    with pytest.raises(DistillError, match="has max_length 192, the recipe 48"):
+    with pytest.raises(DistillError, match="has max_length 1024, the recipe 48"):
         run(params, tmp_path, server.url)
-    _, rows, metadata = run(params, tmp_path, server.url, max_target_length=192)
+    _, rows, metadata = run(params, tmp_path, server.url, max_target_length=1024)
     assert metadata.foreign is None
     assert all(row["logprobs"] for row in rows)
 

@@ -39,8 +39,8 @@ def test_chat(client: openai.OpenAI) -> None:
 
 
 def test_errors_are_the_clients_own(client: openai.OpenAI, server: Running) -> None:
-    with pytest.raises(openai.BadRequestError, match="context is 192 tokens"):
-        client.completions.create(model="tiny", prompt="abc", max_tokens=1000)
+    with pytest.raises(openai.BadRequestError, match="context is 1024 tokens"):
+        client.completions.create(model="tiny", prompt="abc", max_tokens=2000)
     with pytest.raises(openai.NotFoundError, match="model gpt-4 is not served"):
         client.completions.create(model="gpt-4", prompt="abc")
     with pytest.raises(openai.BadRequestError, match="tools"):
