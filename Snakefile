@@ -73,8 +73,10 @@ onstart:
 
 
 onsuccess:
+    leave_servers()
     print_outcome()
 
 
 onerror:
+    leave_servers()
     print_errors()

@@ -21,6 +21,7 @@ from distill.inputs import dataset_files, is_params, model_files, tokenizer_file
 PYTHON = sys.executable
 SCRIPTS = str(Path(workflow.basedir) / "scripts")
 shell.prefix("set -euo pipefail; PYTHON={PYTHON:q} SCRIPTS={SCRIPTS:q}; export DISTILL_PARENT=$PPID; ")
+DEVICE = 64  # what a job that needs the whole accelerator asks of it; batches share it, up to 64 of them
 
 
 def read_recipe_or_exit():
@@ -57,9 +58,12 @@ wildcard_constraints:
     scored="|".join(map(re.escape, [*RECIPE.models, *RECIPE.stages])),
 
 
-def code(rule):
-    """The digest of a rule's script and of what it imports. With `code: pinned`, what was made keeps its own."""
-    now = f"code:{closure.digest(Path(SCRIPTS, f'{rule}.py'))}"
+def code(rule, *others):
+    """The digest of a rule's script, of `others` it runs, and of what they import.
+
+    With `code: pinned`, what was made keeps its own.
+    """
+    now = f"code:{'-'.join(closure.digest(Path(SCRIPTS, f'{name}.py')) for name in (rule, *others))}"
     if RECIPE.code == "tracked":
         return now
 
@@ -77,6 +81,11 @@ def settings(part):
     A function, since Snakemake takes the braces of a plain string for wildcards.
     """
     return lambda wildcards: part.model_dump_json(exclude_defaults=True)
+
+
+def generation_settings(wildcards):
+    """Without what decides how long a server waits: no answer depends on it."""
+    return RECIPE.generation.model_dump_json(exclude_defaults=True, exclude={"idle_seconds"})
 
 
 # Models and students ------------------------------------------------------------------------------------------

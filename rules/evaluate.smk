@@ -22,11 +22,11 @@ rule evaluate:
         "<benchmarks>/evaluate/{scored}.tsv"
     threads: 1
     resources:
-        accelerator=1,
+        accelerator=DEVICE,
     message:
         "evaluate {wildcards.scored}"
     shell:
-        '"$PYTHON" "$SCRIPTS"/evaluate.py'
+        '"$PYTHON" "$SCRIPTS/leave_server.py" && "$PYTHON" "$SCRIPTS"/evaluate.py'
         " --params {input.params:q}"
         " --name {wildcards.scored:q}"
         " --evaluation {params.evaluation:q}"

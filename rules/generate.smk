@@ -1,7 +1,7 @@
 """Teacher answers.
 
 in:  the teacher's params/, prompts/{batch}.jsonl
-out: completions/{batch}.parquet
+out: completions/{batch}.parquet; journals and the server that batches share are undeclared
 """
 
 
@@ -12,8 +12,9 @@ rule generate:
     output:
         "<run>/completions/{batch}.parquet",
     params:
-        generation=settings(RECIPE.generation),
-        code=code("generate"),
+        generation=generation_settings,
+        work=f"{RUN}/work/samples",
+        code=code("generate", "serve"),
     log:
         "<logs>/generate/{batch}.log",
     benchmark:
@@ -21,6 +22,7 @@ rule generate:
     threads: 1
     resources:
         accelerator=1,
+        idle_seconds=RECIPE.generation.idle_seconds,
     message:
         "generate {wildcards.batch}"
     shell:
@@ -28,5 +30,7 @@ rule generate:
         " --teacher {input.teacher:q}"
         " --prompts {input.prompts:q}"
         " --generation {params.generation:q}"
+        " --work {params.work:q}"
+        " --idle-seconds {resources.idle_seconds}"
         " --out {output:q}"
         " 2>&1 | tee -i {log:q} >&2"

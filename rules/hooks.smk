@@ -7,6 +7,7 @@ import time
 import yaml
 
 from distill.files import replacing
+from distill.serving.shared import leave_servers
 
 STARTED = time.time()
 

@@ -25,11 +25,11 @@ rule train:
         "<benchmarks>/train/{stage}.tsv"
     threads: 1
     resources:
-        accelerator=1,
+        accelerator=DEVICE,
     message:
         "train {wildcards.stage}"
     shell:
-        '"$PYTHON" "$SCRIPTS"/train.py'
+        '"$PYTHON" "$SCRIPTS/leave_server.py" && "$PYTHON" "$SCRIPTS"/train.py'
         " --init {input.init:q}"
         " --stage {params.stage:q}"
         " --name {wildcards.stage:q}"

@@ -1,4 +1,4 @@
-"""Let the teacher answer one batch of prompts."""
+"""Let the teacher answer one batch of prompts. A server does; the first batch that asks starts it."""
 
 from pathlib import Path
 
@@ -7,7 +7,6 @@ import click
 from distill.config import Generation
 from distill.errors import explained
 from distill.generation.run import generate_batch
-from distill.parallel.runtime import start
 from distill.parent import leave_with_parent
 
 PATH = click.Path(path_type=Path)
@@ -17,12 +16,14 @@ PATH = click.Path(path_type=Path)
 @click.option("--teacher", type=PATH, required=True, help="params folder")
 @click.option("--prompts", type=PATH, required=True, help="a batch's JSONL file")
 @click.option("--generation", required=True, help="the generation's settings, JSON")
+@click.option("--work", type=PATH, required=True, help="folder of the journals that batches share")
+@click.option("--idle-seconds", type=float, default=60, help="the server leaves after so long unasked")
 @click.option("--out", type=PATH, required=True, help="Parquet file to write")
-def main(teacher: Path, prompts: Path, generation: str, out: Path) -> None:
+def main(teacher: Path, prompts: Path, generation: str, work: Path, idle_seconds: float, out: Path) -> None:
     with explained():
         leave_with_parent()
-        start()
-        click.echo(generate_batch(teacher, prompts, out, Generation.model_validate_json(generation)))
+        settings = Generation.model_validate_json(generation)
+        click.echo(generate_batch(teacher, prompts, out, settings, work=work, idle_seconds=idle_seconds))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -120,6 +121,26 @@ class Generation(Settings):
     sampling: Sampling = Sampling()
     seed: int = 0
     slots: int = Field(64, gt=0, description="sequences decoded together; fixes the bytes with the machine")
+    endpoint: str | None = Field(None, description="URL of a server that is there already; ours is started by default")
+    max_failed_rows: int = Field(0, ge=0, description="prompts of a batch that may stay without an answer")
+    idle_seconds: int = Field(60, gt=0, description="the server that batches share leaves after so long unasked")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _url(cls, endpoint: str | None) -> str | None:
+        if endpoint is None:
+            return None
+        parts = urlsplit(endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{endpoint!r} is no URL: http://host:port")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("the key goes into DISTILL_API_KEY, not into the URL: a recipe is for others to read")
+        return endpoint.rstrip("/").removesuffix("/v1")
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """The settings that decide what is answered; who answers and how failures are taken does not."""
+        return self.model_dump(mode="json", exclude={"seed", "endpoint", "max_failed_rows", "idle_seconds"})
 
     @model_validator(mode="after")
     def _lengths(self) -> "Generation":

@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from distill.checkpoints import convert, source, store
 from distill.checkpoints.convert import export_checkpoint, import_checkpoint, load_checkpoint
-from distill.checkpoints.store import flat, load_weights, read_info, tree_digest
+from distill.checkpoints.info import read_info
+from distill.checkpoints.store import flat, load_weights, tree_digest
 from distill.errors import DistillError
 from distill.files import read_json, write_json
 from distill.parallel.mesh import make_mesh

@@ -16,13 +16,13 @@ from tiny_models import tiny_llama
 
 from distill.checkpoints import store
 from distill.checkpoints.convert import import_checkpoint
+from distill.checkpoints.info import read_info
 from distill.checkpoints.store import (
     Lazy,
     copy_tokenizer,
     flat,
     load_weights,
     nest,
-    read_info,
     read_stored,
     save_weights,
     tree_digest,

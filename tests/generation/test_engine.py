@@ -8,7 +8,8 @@ from tiny_models import tiny_config
 
 from distill.errors import DistillError
 from distill.generation.engine import Engine, Request, Result
-from distill.generation.sampling import Draw, request_seed
+from distill.generation.sampling import Draw
+from distill.generation.seeds import request_seed
 from distill.models import decoder
 from distill.models.families import config_from_hf
 

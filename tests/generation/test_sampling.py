@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.generation.sampling import Draw, choose, pick, request_seed, thresholds, uniforms
+from distill.generation.sampling import Draw, choose, pick, thresholds, uniforms
+from distill.generation.seeds import request_seed
 
 DRAWS = 100_000
 

@@ -105,10 +105,13 @@ class Project:
 
     def start(self, *arguments: str) -> subprocess.Popen:
         """Snakemake in a process group of its own."""
+        runtime = self.folder.parent / "runtime"
+        runtime.mkdir(mode=0o700, exist_ok=True)
         settings = {
             "PYTHONPATH": str(self.folder / "lib"),
             "JAX_COMPILATION_CACHE_DIR": str(self.folder.parent / "compiled"),
             "XLA_FLAGS": "",  # one device, as a user has
+            "XDG_RUNTIME_DIR": str(runtime),  # where its server is found, and nobody else's
             "COLUMNS": "200",
         }
         return subprocess.Popen(

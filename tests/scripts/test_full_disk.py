@@ -22,8 +22,17 @@ from distill.text.tokenizer import load_tokenizer
 GENERATION = Generation(max_prefill_length=24, max_target_length=48, slots=8)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Servers of this file's batches keep to themselves, and have one device, as a user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+        patch.setenv("XLA_FLAGS", "")
+        yield
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(own_servers: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, prompts and their completions, on a disk with room."""
     folder = tmp_path_factory.mktemp("made")
     import_checkpoint(tiny_llama(folder / "hf", intermediate_size=2048), folder / "params", dtype="float32", origin="t")
@@ -42,7 +51,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for messages in turns
     ]
     write_jsonl(folder / "0000.jsonl", rows)
-    generate_batch(folder / "params", folder / "0000.jsonl", folder / "completions" / "0000.parquet", GENERATION)
+    completions = folder / "completions/0000.parquet"
+    generate_batch(
+        folder / "params", folder / "0000.jsonl", completions, GENERATION, work=folder / "work", idle_seconds=5
+    )
     batch = {"hash": "x", "read": 60, "kept": 60, "dropped": {}}
     write_json(folder / "index.json", {"schema": 1, "source": {"source": "words"}, "batches": {"0000": batch}})
     return folder
@@ -61,7 +73,7 @@ def arguments(stage: str, made: Path, disk: Path) -> list:
     generation = GENERATION.model_dump_json()
     return {
         "generate": ["--teacher", made / "params", "--prompts", made / "0000.jsonl", "--generation", generation,
-                     "--out", disk / "0000.parquet"],
+                     "--work", disk / "work", "--idle-seconds", "5", "--out", disk / "0000.parquet"],
         "build_dataset": ["--completions", made / "completions", "--index", made / "index.json",
                           "--dataset", json.dumps({"keep_length": True}), "--num-generations", "1", "--run", "t",
                           "--teacher", json.dumps({"source": "t"}), "--out", disk / "dataset"],
@@ -74,8 +86,7 @@ def arguments(stage: str, made: Path, disk: Path) -> list:
 @pytest.mark.parametrize("stage", ["generate", "build_dataset", "train"])
 def test_a_full_disk(root: Path, made: Path, full: Path, stage: str) -> None:
     command = [sys.executable, root / "scripts" / f"{stage}.py", *arguments(stage, made, full)]
-    environment = os.environ | {"XLA_FLAGS": ""}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: no space left")
     if stage != "train":  # Orbax's threads may complain in words of their own before

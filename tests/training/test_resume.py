@@ -11,7 +11,7 @@ from filelock import FileLock
 from tiny_models import tiny_llama
 
 from distill.checkpoints.convert import import_checkpoint
-from distill.checkpoints.store import read_info
+from distill.checkpoints.info import read_info
 from distill.config import Stage
 from distill.data.loader import Loader
 from distill.data.masking import Examples

@@ -12,17 +12,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from distill.checkpoints.hf import plan_of, read_weight, their_tensors, write_shards
+from distill.checkpoints.info import ModelInfo, read_info, write_info
 from distill.checkpoints.source import HfWeights, read_config
 from distill.checkpoints.store import (
     Lazy,
-    ModelInfo,
     copy_tokenizer,
     nest,
-    read_info,
     read_stored,
     save_weights,
     sharding_of,
-    write_info,
 )
 from distill.errors import DistillError
 from distill.files import replacing, write_json

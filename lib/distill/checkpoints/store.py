@@ -22,11 +22,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from jax.sharding import Mesh
-from pydantic import BaseModel, ConfigDict
 
-from distill import SCHEMA_VERSION
+from distill.checkpoints.info import read_info
 from distill.errors import DistillError, full_disk_as_oserror
-from distill.files import read_json, write_json
 from distill.models import decoder
 from distill.models.config import ModelConfig
 from distill.parallel.mesh import weight_sharding
@@ -41,43 +39,6 @@ PENDING_BYTES = 300_000_000  # read, and not yet on disk
 # Orbax reports each save at INFO, its internals at WARNING and a full disk at ERROR with a traceback from its
 # thread; what matters arrives as an exception.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
-
-
-class ModelInfo(BaseModel):
-    """`model.json`. `digest` is over every tensor's name, type, shape and bytes, in order of name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: int = SCHEMA_VERSION
-    source: str
-    revision: str | None = None
-    dtype: str
-    architecture: ModelConfig
-    hf_config: dict[str, Any]
-    parameters: int
-    vocab_size: int
-    real_vocab: int
-    eos_ids: list[int]
-    tokenizer_hash: str
-    digest: str
-
-
-def read_info(params: Path) -> ModelInfo:
-    """Read `model.json`; its absence says that this is no params folder."""
-    if not (params / "model.json").exists():
-        raise DistillError(f"{params} is not a params folder: it has no model.json")
-    values = read_json(params / "model.json")
-    if values.get("schema_version") != SCHEMA_VERSION:
-        raise DistillError(
-            f"{params}/model.json has schema {values.get('schema_version')}, this distill reads "
-            f"{SCHEMA_VERSION}: delete the folder and let it be made again"
-        )
-    return ModelInfo.model_validate(values)
-
-
-def write_info(params: Path, info: ModelInfo) -> None:
-    """Write `model.json`."""
-    write_json(params / "model.json", info.model_dump(mode="json"))
 
 
 def copy_tokenizer(sources: Iterable[Path], out: Path) -> None:

@@ -50,14 +50,15 @@ def assemble(
                         f"completions {path} were made otherwise than the first batch ({metadata}, {first}): "
                         "delete the older ones, and the next run makes them again"
                     )
-                if len(table) != prompts.kept * num_generations:
+                asked, failed = prompts.kept * num_generations, len(metadata.failed) * num_generations
+                if len(table) + failed != asked:
                     raise DistillError(
                         f"completions {path} have {len(table)} samples, not {prompts.kept} prompts × "
                         f"{num_generations}: delete the file, and the next run makes it again"
                     )
                 keep, dropped = _judge(table, chosen)
                 shards.write(table.filter(pa.array(keep, pa.bool_())).select(COLUMNS))
-                accounts[name] = (prompts, Account(len(table), sum(keep), dropped))
+                accounts[name] = (prompts, Account(asked, sum(keep), dropped + Counter(failed=failed)))
         ledger = Ledger(num_generations, accounts)
         if ledger.samples.kept == 0:
             raise DistillError(

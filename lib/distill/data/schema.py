@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +31,28 @@ COMPLETIONS = pa.schema(
 )
 """One row a sample. `completion` is one assistant message, `messages` is `prompt` and `completion`;
 `completion_token_ids` includes the EOS that ended it; `logprobs` are of the model's own, untempered
-distribution, one a completion token; `finish_reason` is stop or length; only `reference` may be null."""
+distribution, one a completion token; `finish_reason` is stop or length. `reference` may be null, and so may
+ids and logprobs of the completion where a foreign server answered, which need not tell them."""
+
+FOREIGN = ("completion_token_ids", "logprobs")
 
 PREFIX = "distill."
 
 
 @dataclass(frozen=True)
 class CompletionsMetadata:
-    """Where completions came from: digest of the teacher, hash of its tokenizer, generation settings."""
+    """Where completions came from: digest of the teacher, hash of its tokenizer, generation settings.
+
+    foreign: the model's name at a server that is not ours, whose answers are not reproducible.
+    failed: prompt_id and reason of each prompt that has no samples here, since it got no answer.
+    """
 
     teacher: str
     tokenizer_hash: str
     sampling: dict[str, Any]
     seed: int
+    foreign: str | None = None
+    failed: Sequence[tuple[str, str]] = field(default=(), compare=False)  # a batch's own affair
     schema_version: int = SCHEMA_VERSION
 
     def encode(self) -> dict[str, str]:
@@ -54,13 +63,16 @@ class CompletionsMetadata:
             f"{PREFIX}tokenizer_hash": self.tokenizer_hash,
             f"{PREFIX}sampling": json.dumps(self.sampling, sort_keys=True),
             f"{PREFIX}seed": str(self.seed),
+            f"{PREFIX}reproducible": json.dumps(self.foreign is None),
+            **({f"{PREFIX}foreign": self.foreign} if self.foreign is not None else {}),
+            **({f"{PREFIX}failed": json.dumps(list(self.failed))} if self.failed else {}),
         }
 
 
 def write_completions(out: Path, rows: Sequence[dict[str, Any]], metadata: CompletionsMetadata) -> None:
     """Write one batch, in one rename. Equal rows and metadata give equal bytes."""
     for row in rows:
-        _check_row(row)
+        _check_row(row, nullable={"reference", *(FOREIGN if metadata.foreign is not None else ())})
     table = pa.Table.from_pylist(list(rows), schema=COMPLETIONS.with_metadata(metadata.encode()))
     with replacing(out) as tmp:
         pq.write_table(table, tmp, compression="zstd", write_page_checksum=True)
@@ -115,6 +127,8 @@ def _metadata(path: Path, schema: pa.Schema) -> CompletionsMetadata:
             tokenizer_hash=found[f"{PREFIX}tokenizer_hash"],
             sampling=json.loads(found[f"{PREFIX}sampling"]),
             seed=int(found[f"{PREFIX}seed"]),
+            foreign=found.get(f"{PREFIX}foreign"),
+            failed=[(prompt, reason) for prompt, reason in json.loads(found.get(f"{PREFIX}failed", "[]"))],
         )
     except (KeyError, ValueError) as error:
         raise DistillError(f"completions {path} have broken metadata ({error}): delete the file") from None
@@ -128,19 +142,18 @@ def _metadata(path: Path, schema: pa.Schema) -> CompletionsMetadata:
     return metadata
 
 
-def _check_row(row: dict[str, Any]) -> None:
+def _check_row(row: dict[str, Any], nullable: set[str]) -> None:
     """Arrow fills what is missing with null and drops what it does not know: a fault of ours stops here."""
     name = f"{row.get('prompt_id')} sample {row.get('sample')}"
     if set(row) != set(COMPLETIONS.names):
         raise ValueError(f"row {name} has columns {sorted(row)}, not {sorted(COMPLETIONS.names)}")
-    if null := [column for column, value in row.items() if value is None and column != "reference"]:
+    if null := [column for column, value in row.items() if value is None and column not in nullable]:
         raise ValueError(f"row {name} has no {', '.join(null)}")
     if row["finish_reason"] not in ("stop", "length"):
         raise ValueError(f"row {name}: finish_reason is {row['finish_reason']!r}, not stop or length")
-    if len(row["logprobs"]) != len(row["completion_token_ids"]):
-        raise ValueError(
-            f"row {name} has {len(row['logprobs'])} logprobs for {len(row['completion_token_ids'])} tokens"
-        )
+    logprobs, tokens = row["logprobs"], row["completion_token_ids"]
+    if logprobs is not None and tokens is not None and len(logprobs) != len(tokens):
+        raise ValueError(f"row {name} has {len(logprobs)} logprobs for {len(tokens)} tokens")
 
 
 def _short(value: Any) -> str:

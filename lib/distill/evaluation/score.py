@@ -10,7 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from distill import SCHEMA_VERSION
-from distill.checkpoints.store import load_weights, read_info
+from distill.checkpoints.info import read_info
+from distill.checkpoints.store import load_weights
 from distill.config import Evaluation
 from distill.errors import DistillError
 from distill.files import write_json

@@ -5,7 +5,6 @@ the vocabulary is never sorted; entries that tie at a threshold are all in. A ro
 alone, whatever its neighbours ask for.
 """
 
-import hashlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,11 +19,6 @@ NARROW = 64
 
 BLOCK = 128
 """Ids in a block of the two-level draw: the first uniform picks a block, the second an id in it."""
-
-
-def request_seed(seed: int, prompt_id: str) -> int:
-    """64 bits that a prompt's samples draw from: a hash of the run's seed and the prompt's id."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()[:8], "big")
 
 
 def uniforms(seeds: UInt32[Array, "B 2"], samples: Int[Array, "B"], positions: Int[Array, "B"]) -> Float[Array, "B 2"]:

@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from distill import SCHEMA_VERSION, closure
-from distill.checkpoints.store import copy_tokenizer, flat, nest, read_info, save_weights, tree_digest, write_info
+from distill.checkpoints.info import read_info, write_info
+from distill.checkpoints.store import copy_tokenizer, flat, nest, save_weights, tree_digest
 from distill.config import Stage
 from distill.data.conversations import training_conversations
 from distill.data.loader import Loader

@@ -1,0 +1,124 @@
+"""Answers in OpenAI's form: whole, or as the chunks of a stream."""
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from distill.serving.protocol import Asked, ChatRequest
+from distill.serving.text import Text
+from distill.serving.worker import News
+from distill.text.tokenizer import Tokenizer
+
+
+@dataclass
+class Choice:
+    """One choice while it grows."""
+
+    text: Text
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    said: str = ""
+    finish_reason: str | None = None
+
+
+class Reply:
+    """Gathers the news of one request's samples, and writes them down."""
+
+    def __init__(
+        self, asked: Asked, prompts: list[list[int]], model: str, tokenizer: Tokenizer, name: Callable[[int], str]
+    ):
+        self.asked, self.prompts, self.name = asked, prompts, name
+        self.chat = isinstance(asked, ChatRequest)
+        self.choices = [Choice(Text(tokenizer, asked.stop)) for _ in range(asked.n * len(prompts))]
+        kind = "chat.completion" if self.chat else "text_completion"
+        self.head = {
+            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "object": f"{kind}.chunk" if self.chat and asked.stream else kind,
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def add(self, news: News) -> str:
+        """Take news in; gives the new text. A stop string in it sets the choice's finish_reason."""
+        choice = self.choices[news.index]
+        choice.tokens += news.tokens
+        choice.logprobs += news.logprobs
+        choice.finish_reason = news.finish_reason
+        ended_by_id = news.finish_reason == "stop"
+        piece = choice.text.add(news.tokens[:-1] if ended_by_id else news.tokens, news.finish_reason is not None)
+        choice.said += piece
+        if choice.text.stopped:
+            choice.finish_reason = "stop"
+        return piece
+
+    def whole(self) -> bytes:
+        """The body of an answer that is complete."""
+        choices = []
+        for index, choice in enumerate(self.choices):
+            content = {"message": {"role": "assistant", "content": choice.said}} if self.chat else {"text": choice.said}
+            choices.append(self._choice(index, content, choice.tokens, choice.logprobs, choice.finish_reason))
+        return _json(self.head | {"choices": choices, "usage": self.usage()})
+
+    def chunk(self, news: News, piece: str, first: bool) -> bytes:
+        """A stream's event with what `add` gave for `news`."""
+        role = {"role": "assistant"} if first else {}
+        content = {"delta": role | {"content": piece}} if self.chat else {"text": piece}
+        reason = self.choices[news.index].finish_reason
+        return _event(self.head | {"choices": [self._choice(news.index, content, news.tokens, news.logprobs, reason)]})
+
+    def end(self) -> bytes:
+        """A stream's last events."""
+        usage = b""
+        if self.asked.stream_options.get("include_usage"):
+            usage = _event(self.head | {"choices": [], "usage": self.usage()})
+        return usage + b"data: [DONE]\n\n"
+
+    def usage(self) -> dict[str, int]:
+        read = sum(map(len, self.prompts))
+        written = sum(len(choice.tokens) for choice in self.choices)
+        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+    def _choice(
+        self, index: int, content: dict, tokens: list[int], logprobs: list[float], reason: str | None
+    ) -> dict[str, Any]:
+        out = {"index": index, **content, "logprobs": None, "finish_reason": reason}
+        if self.asked.with_logprobs:
+            names = [self.name(token) for token in tokens]
+            out["logprobs"] = _chat_logprobs(names, logprobs) if self.chat else _logprobs(names, logprobs)
+        if self.asked.return_token_ids:
+            out |= {"token_ids": tokens, "prompt_token_ids": self.prompts[index // self.asked.n]}
+        return out
+
+
+def failure(message: str) -> bytes:
+    """A stream's event that says why it breaks off."""
+    return _event({"error": {"message": message, "type": "server_error", "param": None, "code": None}})
+
+
+def _logprobs(names: list[str], logprobs: list[float]) -> dict[str, Any]:
+    offsets, at = [], 0
+    for name in names:
+        offsets.append(at)
+        at += len(name)
+    return {"tokens": names, "token_logprobs": logprobs, "top_logprobs": None, "text_offset": offsets}
+
+
+def _chat_logprobs(names: list[str], logprobs: list[float]) -> dict[str, Any]:
+    rows = zip(names, logprobs, strict=True)
+    return {
+        "content": [
+            {"token": name, "logprob": value, "bytes": list(name.encode()), "top_logprobs": []} for name, value in rows
+        ],
+        "refusal": None,
+    }
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _event(value: Any) -> bytes:
+    return b"data: " + _json(value) + b"\n\n"

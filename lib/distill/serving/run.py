@@ -1,0 +1,103 @@
+"""A server's life: load the model, open the port, say where, and go when told or when nobody has asked for long."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from distill.checkpoints.info import ModelInfo, read_info
+from distill.checkpoints.store import load_weights
+from distill.closure import digest
+from distill.errors import DistillError
+from distill.generation import engine
+from distill.serving.server import Service, Serving
+from distill.serving.worker import Failed, Worker
+from distill.text.tokenizer import load_tokenizer
+
+LINGER = 2  # seconds that open connections have when the server goes
+
+
+def serve(params: Path, settings: Serving, announce: Callable[[str], None]) -> None:
+    """Serve the model in `params`; `announce` is called with the URL once requests are taken."""
+    asyncio.run(_serve(params, settings, announce))
+
+
+async def _serve(params: Path, settings: Serving, announce: Callable[[str], None]) -> None:
+    info = read_info(params)
+
+    def build() -> engine.Engine:
+        config, weights = load_weights(params)
+        return engine.Engine(
+            config, weights, slots=settings.slots, max_length=settings.max_length, real_vocab=info.real_vocab
+        )
+
+    opened = _open(settings)
+    worker = Worker(build, asyncio.get_running_loop())
+    service = Service(info, load_tokenizer(params / "tokenizer"), settings, worker, facts(info, settings))
+    try:
+        await worker.ready
+    except Failed as failure:
+        raise DistillError(str(failure)) from None
+    worker.touched = time.monotonic()  # loading was no idleness
+    server = uvicorn.Server(
+        uvicorn.Config(
+            service.app(), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=LINGER
+        )
+    )
+
+    def leave() -> None:
+        server.should_exit = True
+
+    service.leave = leave
+    watch = asyncio.ensure_future(_watch(worker, settings.idle_seconds, leave))
+    host, port = opened.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    told = asyncio.ensure_future(_announce(server, lambda: announce(url)))
+    await server.serve(sockets=[opened])
+    watch.cancel()
+    told.cancel()
+    worker.stop()
+    if worker.failure:
+        raise DistillError(str(worker.failure))
+
+
+def facts(info: ModelInfo, settings: Serving) -> dict[str, str | int]:
+    """What decides a sample's bytes here: a client compares it, and keeps what it gets under it."""
+    return {
+        "teacher": info.digest,
+        "tokenizer_hash": info.tokenizer_hash,
+        "slots": settings.slots,
+        "max_length": settings.max_length,
+        "engine": digest(Path(engine.__file__)),
+    }
+
+
+def _open(settings: Serving) -> socket.socket:
+    try:
+        return socket.create_server(
+            (settings.host, settings.port),
+            family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
+            backlog=2048,
+        )
+    except OSError as error:
+        raise DistillError(
+            f"{settings.host}:{settings.port} cannot be opened ({error.strerror}): take another --port"
+        ) from None
+
+
+async def _announce(server: uvicorn.Server, announce: Callable[[], None]) -> None:
+    while not server.started:
+        await asyncio.sleep(0.01)
+    announce()
+
+
+async def _watch(worker: Worker, idle_seconds: float, leave: Callable[[], None]) -> None:
+    """Leave when nobody has asked for `idle_seconds`, or when the engine broke."""
+    while True:
+        idle = not worker.load and time.monotonic() - worker.touched > idle_seconds > 0
+        if idle or worker.failure:
+            return leave()
+        await asyncio.sleep(min(1.0, max(idle_seconds, 1.0) / 10))

@@ -1,0 +1,54 @@
+"""Serve a model: OpenAI's completions and chat completions, for this machine unless --host says otherwise."""
+
+import stat
+from contextlib import nullcontext
+from pathlib import Path
+
+import click
+
+from distill.errors import DistillError, explained
+from distill.parallel.runtime import start
+from distill.serving.run import serve
+from distill.serving.server import Serving
+from distill.serving.shared import living
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command(help=__doc__)
+@click.option("--params", type=PATH, required=True, help="params folder: a teacher's or a student's")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=int, default=8000, show_default=True)
+@click.option("--slots", type=click.IntRange(1), default=64, show_default=True, help="sequences decoded together")
+@click.option(
+    "--max-length", type=click.IntRange(2), default=2048, show_default=True, help="prompt and answer, in tokens"
+)
+@click.option("--queue", type=click.IntRange(0), help="samples that may wait; 16 a slot by default")
+@click.option("--token-file", type=PATH, help="file with the token that clients must know, readable by you only")
+@click.option("--idle-seconds", type=float, default=0, help="leave after so long without a request; 0: stay")
+@click.option("--shared", type=PATH, hidden=True, help="info file of the server that batch jobs share")
+def main(params: Path, host: str, port: int, slots: int, max_length: int, queue: int | None,
+         token_file: Path | None, idle_seconds: float, shared: Path | None) -> None:  # fmt: skip
+    with (
+        explained(),
+        living(shared) if shared else nullcontext((read_token(token_file), click.echo)) as (token, announce),
+    ):
+        start()
+        port = 0 if shared else port
+        queue = 16 * slots if queue is None else queue
+        serve(params, Serving(slots, max_length, queue, host, port, token, idle_seconds), announce)
+
+
+def read_token(file: Path | None) -> str | None:
+    """The token in a file that nobody else can read."""
+    if file is None:
+        return None
+    if not file.is_file() or not (token := file.read_text().strip()):
+        raise DistillError(f"{file} holds no token: write one into it")
+    if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise DistillError(f"others can read {file}: chmod 600 it")
+    return token
+
+
+if __name__ == "__main__":
+    main()
