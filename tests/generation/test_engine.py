@@ -1,19 +1,25 @@
 """A sample is what the model says, and does not depend on who else is asked."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from tiny_models import tiny_config
 
+from distill.checkpoints.store import flat, nest
 from distill.errors import DistillError
+from distill.generation import engine as engine_module
 from distill.generation.engine import Engine, Request, Result
 from distill.generation.sampling import Draw
 from distill.generation.seeds import request_seed
 from distill.models import decoder
 from distill.models.families import config_from_hf
+from distill.parallel.mesh import make_mesh, weight_sharding
 
-CONFIG = config_from_hf(tiny_config())
+CONFIG = config_from_hf(tiny_config(max_position_embeddings=512))
 PARAMS = decoder.init(CONFIG, jax.random.key(0))
 PARAMS["embed"] = PARAMS["embed"] * 30  # tied: a distribution with some contrast
 STOP = frozenset((9, 16))
@@ -26,8 +32,10 @@ DRAWS = (
 )
 
 
-def engine(slots: int = 8, max_length: int = 64, params: decoder.Params = PARAMS) -> Engine:
-    return Engine(CONFIG, params, slots=slots, max_length=max_length, real_vocab=38)
+def engine(
+    slots: int = 8, max_length: int = 64, params: decoder.Params = PARAMS, top: int = 0, mesh: Mesh | None = None
+) -> Engine:
+    return Engine(CONFIG, params, slots=slots, max_length=max_length, real_vocab=38, top=top, mesh=mesh)
 
 
 def requests(count: int, samples: int = 2, draw: Draw | None = None) -> list[Request]:
@@ -112,10 +120,10 @@ def test_a_sample_ends_at_any_stop_id_or_at_its_length(answered) -> None:
 
 def test_a_cancelled_request_frees_its_slot_and_leaves_the_others_alone() -> None:
     asked = [Request((9 + i, 10, 11), i, 0, 30) for i in range(4)]  # nothing stops them before their length
-    whole, shared = run(asked), engine(slots=2)
+    whole, shared = run(asked, slots=2), engine(slots=2)
     names = [shared.submit(request) for request in asked]
     shared.step()
-    assert len(shared.running) == len(shared.waiting) == 2
+    assert len(shared.running) == shared.queued == 2
     shared.cancel(names[0])  # it runs
     shared.cancel(names[3])  # it waits
     assert len(shared.free) == len(shared.running) == len(shared.waiting) == 1
@@ -127,8 +135,8 @@ def test_a_cancelled_request_frees_its_slot_and_leaves_the_others_alone() -> Non
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(DistillError, match="max_target_length is 512, the model's context is 256"):
-        engine(max_length=512)
+    with pytest.raises(DistillError, match="max_target_length is 1024, the model's context is 512"):
+        engine(max_length=1024)
     for prompt, tokens in (((), 5), ((9,) * 60, 5), ((9,), 0)):
         with pytest.raises(DistillError, match="do not fit 64 positions"):
             engine().submit(Request(prompt, 0, 0, tokens))
@@ -138,3 +146,72 @@ def test_damaged_weights_are_named_rather_than_sampled() -> None:
     broken = {**PARAMS, "norm": {"weight": PARAMS["norm"]["weight"] * jnp.nan}}
     with pytest.raises(DistillError, match="NaN"):
         run(requests(1), params=broken)
+
+
+def test_two_hundred_thousand_tokens_in_another_order_with_other_neighbours() -> None:
+    """Rows of all lengths, so that the caches grow and shrink at other times in each run."""
+    rng = np.random.default_rng(2)
+    asked = [
+        Request(tuple(rng.integers(8, 38, rng.integers(2, 60)).tolist()), prompt, sample, int(rng.integers(20, 180)))
+        for prompt in range(500)
+        for sample in range(4)
+    ]
+    order = rng.permutation(len(asked))
+    whole = run(asked, slots=32, max_length=240)
+    assert sum(len(result.tokens) for result in whole) >= 190_000
+    others = [Request((int(token),), 7, 0, 100) for token in rng.integers(8, 38, 200)]
+    shuffled = run([*(asked[i] for i in order), *others], slots=32, max_length=240)
+    assert shuffled[: len(asked)] == [whole[i] for i in order]
+
+
+def test_a_long_prompt_is_read_in_pieces_while_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "CHUNK", 32)
+    long = Request(tuple(range(8, 38)) * 4, 3, 0, 8)  # 120 tokens: four pieces
+    shared = engine(max_length=160)
+    first = shared.submit(Request((9, 10), 1, 0, 100))
+    shared.step()
+    name = shared.submit(long)
+    moved = [dict(shared.step()) for _ in range(4)]
+    assert [first in step for step in moved] == [True] * 4
+    assert [name in step for step in moved] == [False] * 3 + [True]
+    ids = [*long.prompt, *moved[3][name].tokens]
+    logits = np.asarray(whole(jnp.asarray([ids])))[0, len(long.prompt) - 1 : -1, :38]
+    logprobs = np.asarray(jax.nn.log_softmax(logits))[np.arange(8), moved[3][name].tokens]
+    np.testing.assert_allclose(moved[3][name].logprobs, logprobs, atol=1e-4)
+
+
+def test_a_prompt_is_read_once_for_all_its_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    prefill = engine_module._prefill
+    monkeypatch.setattr(engine_module, "_prefill", lambda *args: read.append(args[4].shape) or prefill(*args))
+    run([Request((9 + p, 10, 11), p, sample, 12) for p in range(3) for sample in range(7)], slots=2)
+    assert read == [(8, 16)]  # three prompts of one length, though two samples run at a time
+
+
+def test_the_likeliest_tokens_are_told_with_their_logprobs() -> None:
+    asked = requests(12, samples=1)
+    results = run(asked, top=5)
+    assert [r.tokens for r in results] == [r.tokens for r in run(asked)]
+    for request, result in zip(asked, results, strict=True):
+        logits = scores(request, result)
+        best = np.argsort(-logits, axis=-1, kind="stable")[:, :5]
+        np.testing.assert_array_equal(np.sort(result.top_ids), np.sort(best))
+        logprobs = np.asarray(jax.nn.log_softmax(logits))
+        wanted = np.take_along_axis(logprobs, np.asarray(result.top_ids), axis=-1)
+        np.testing.assert_allclose(result.top_logprobs, wanted, atol=1e-4)
+        np.testing.assert_allclose(result.logsumexp, jax.nn.logsumexp(logits, axis=-1), rtol=1e-5)
+        assert (np.diff(result.top_logprobs, axis=-1) <= 0).all()
+
+
+@pytest.mark.parametrize("shape", [{"tensor": 2}, {"data": 4, "tensor": 2}])
+def test_over_a_mesh_it_says_what_one_device_says(shape: dict[str, int]) -> None:
+    mesh = make_mesh(shape, jax.devices()[: math.prod(shape.values())])
+    axes = decoder.weight_axes(CONFIG)
+    spread = nest(
+        {path: jax.device_put(w, weight_sharding(mesh, axes[path], w.shape)) for path, w in flat(PARAMS).items()}
+    )
+    asked = requests(12, samples=1, draw=Draw(temperature=0.0))
+    results, alone = run(asked, params=spread, mesh=mesh), run(asked)
+    assert [result.tokens for result in results] == [result.tokens for result in alone]
+    for result, one in zip(results, alone, strict=True):
+        np.testing.assert_allclose(result.logprobs, one.logprobs, atol=1e-4)

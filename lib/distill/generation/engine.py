@@ -1,30 +1,39 @@
 """The engine: slots that decode together, refilled as samples end. Tokens in, tokens out.
 
-A sample depends on (seed, prompt, sample index) alone, not on its slot or neighbours: every compiled shape
-is fixed by the engine and the sample's own length, and rows of a product do not see each other. Decoding
-attends the whole cache for that reason: a span that followed the longest neighbour would reach the last bits,
-since XLA sums a softmax over 64 and over 128 positions in another order.
+A sample depends on (seed, prompt, sample index) alone, not on its slot or neighbours. Every compiled shape is
+fixed by the engine and the sample's own length, rows of a product do not see each other, and how much of the
+caches is attended, which does follow the longest neighbour, reaches no bit (models/attention.py).
 """
 
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from distill.errors import DistillError
-from distill.generation.sampling import Draw, choose, uniforms
+from distill.generation.sampling import Choice, Draw, choose, uniforms
 from distill.models import decoder
-from distill.models.cache import empty_cache, insert
+from distill.models.cache import SEGMENT, Caches, empty_cache, insert, resized
 from distill.models.config import ModelConfig
+from distill.parallel.mesh import cache_sharding
 
 STEPS = 8
 """Decode steps a round trip to the host; a sample that ends inside wastes the rest of its slot's steps."""
-PREFILL_ROWS = 8
-"""Prompts that are read together."""
+WINDOWS = 4
+"""Sizes that the caches have between empty and full, each compiled once."""
+PREFILL_TOKENS, PREFILL_ROWS = 256, 8
+"""Short prompts are read together, as many as come to this."""
+CHUNK = 512
+"""Longer prompts are read in pieces of this many tokens, with decode steps of the others in between."""
+AHEAD = 64
+"""Waiting prompts among which those of one length are looked for."""
 SAMPLED = Draw()
 
 
@@ -44,25 +53,59 @@ class Request:
 class Result:
     """What has come of a request: tokens with the stop id that ended them, their log-probabilities, and why.
 
-    `finish_reason` is None while it runs, then `stop`, or `length` when max_tokens came first.
+    `finish_reason` is None while it runs, then `stop`, or `length` when max_tokens came first. An engine that was
+    asked for `top` logits a position tells them too: ids and log-probabilities, best first, and the logsumexp.
     """
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: str | None = None
+    top_ids: list[list[int]] = field(default_factory=list)
+    top_logprobs: list[list[float]] = field(default_factory=list)
+    logsumexp: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Reading:
+    """Prompts of one length bucket that are read together, a row each: CHUNK tokens at a time if they are longer."""
+
+    rows: dict[tuple[int, ...], int]
+    tokens: np.ndarray  # [P, bucket]
+    lengths: np.ndarray  # [P]
+    caches: Caches
+    done: int = 0  # tokens read
+    logits: jax.Array | None = None  # [PREFILL_ROWS, V] behind each last token, once all is read
 
 
 class Engine:
-    """Decodes requests in `slots` rows; `max_length` is the longest prompt and completion together."""
+    """Decodes requests in `slots` rows; `max_length` is the longest prompt and completion together.
 
-    def __init__(self, config: ModelConfig, params: decoder.Params, *, slots: int, max_length: int, real_vocab: int):
+    top: tell as many of the likeliest tokens a position. mesh: the devices, if more than one; `params` lie on it.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: decoder.Params,
+        *,
+        slots: int,
+        max_length: int,
+        real_vocab: int,
+        top: int = 0,
+        mesh: Mesh | None = None,
+    ):
         if max_length > config.max_positions:
             raise DistillError(
                 f"max_target_length is {max_length}, the model's context is {config.max_positions}: lower it"
             )
+        if top > real_vocab:
+            raise DistillError(f"{top} logits a position, the vocabulary has {real_vocab}: ask for fewer")
         self.config, self.params, self.slots, self.real_vocab = config.reaching(max_length), params, slots, real_vocab
-        self.max_length = max_length
-        self.caches = empty_cache(config, slots, -(-(max_length + STEPS) // 32) * 32, params["embed"].dtype)
+        self.max_length, self.top, self.mesh = max_length, top, mesh
+        self.room = _rounded(max_length + STEPS, SEGMENT)
+        self.stride = _rounded(-(-self.room // WINDOWS), SEGMENT)
+        self.attended = min(self.stride, self.room)  # positions that the caches hold now
+        self.caches = self._empty_cache(slots, self.attended)
         self.state = {
             "token": jnp.zeros(slots, jnp.int32),
             "position": jnp.zeros(slots, jnp.int32),
@@ -70,10 +113,16 @@ class Engine:
             "sample": jnp.zeros(slots, jnp.int32),
             "draw": _draws([], slots),
         }
-        self.waiting: deque[tuple[int, Request]] = deque()
+        self.waiting: dict[tuple[int, ...], deque[tuple[int, Request]]] = {}  # by prompt, in order of arrival
         self.running: dict[int, tuple[int, Request, Result]] = {}
+        self.reading: Reading | None = None  # the last prompts that were read, or are being read
         self.free = list(range(slots))
         self.submitted = 0
+
+    @property
+    def queued(self) -> int:
+        """Requests without a slot."""
+        return sum(map(len, self.waiting.values()))
 
     def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, Result]]:
         """Yield (index of the request, its result), each as soon as it has ended."""
@@ -91,12 +140,15 @@ class Engine:
                 f"{self.max_length} positions: shorten the prompt, or raise max_target_length"
             )
         self.submitted += 1
-        self.waiting.append((self.submitted, request))
+        self.waiting.setdefault(request.prompt, deque()).append((self.submitted, request))
         return self.submitted
 
     def cancel(self, name: int) -> None:
         """Forget a request and free its slot; a name that is done already is none."""
-        self.waiting = deque(item for item in self.waiting if item[0] != name)
+        for prompt, asked in list(self.waiting.items()):
+            self.waiting[prompt] = deque(item for item in asked if item[0] != name)
+            if not self.waiting[prompt]:
+                del self.waiting[prompt]
         for slot, (running, _, _) in list(self.running.items()):
             if running == name:
                 self._release(slot)
@@ -105,38 +157,60 @@ class Engine:
         """Fill free slots, decode STEPS tokens in all; gives every request that has new tokens, with its result."""
         moved: dict[int, Result] = {}
         while self.waiting and self.free:
+            if not self._read():
+                break  # a long prompt goes on at the next step
             self._fill(moved)
         if self.running:
+            self._fit()
             state = self.params, self.caches, self.state
-            self.caches, self.state, tokens, logprobs = _decode(self.config, self.real_vocab, *state)
-            tokens, logprobs = np.asarray(tokens).T.tolist(), np.asarray(logprobs).T.tolist()
+            self.caches, self.state, choices = _decode(
+                self.config, self.real_vocab, self.top, self.room, self.mesh, *state
+            )
+            columns = _columns(choices)
             for slot in list(self.running):
-                self._append(slot, tokens[slot], logprobs[slot], moved)
+                self._append(slot, [column[slot] for column in columns], moved)
         return list(moved.items())
 
-    def _fill(self, moved: dict[int, Result]) -> None:
-        """Read the first waiting prompt and others of its length bucket, and put their samples in free slots.
+    def _read(self) -> bool:
+        """See to it that prompts are read that wait; False where the next piece of a long one comes first."""
+        reading = self.reading
+        if reading is None or (reading.logits is not None and not any(p in self.waiting for p in reading.rows)):
+            reading = self.reading = self._next()
+        if reading.logits is not None:
+            return True
+        start, stop = reading.done, min(reading.done + CHUNK, reading.tokens.shape[1])
+        reading.caches, last = _prefill(
+            self.config, self.mesh, self.params, reading.caches, reading.tokens[:, start:stop], start, reading.lengths
+        )
+        reading.done = stop
+        if stop == reading.tokens.shape[1]:
+            reading.logits = last
+        return reading.logits is not None
 
-        A prompt is read once for all its samples that find a slot; what is passed over keeps its place.
-        """
-        bucket = _bucket(len(self.waiting[0][1].prompt))
-        prompts: dict[tuple[int, ...], int] = {}
-        placed: list[tuple[int, int, Request]] = []
-        passed: deque[tuple[int, Request]] = deque()
-        while self.waiting and self.free:
-            name, request = self.waiting.popleft()
-            known = request.prompt in prompts
-            if not known and (len(prompts) == PREFILL_ROWS or _bucket(len(request.prompt)) != bucket):
-                passed.append((name, request))
-                continue
-            slot = self.free.pop(0)
-            self.running[slot] = name, request, Result()
-            placed.append((slot, prompts.setdefault(request.prompt, len(prompts)), request))
-        self.waiting.extendleft(reversed(passed))
-        tokens = np.zeros((PREFILL_ROWS, bucket), np.int32)
-        lengths = np.ones(PREFILL_ROWS, np.int32)
-        for prompt, row in prompts.items():
+    def _next(self) -> Reading:
+        """The first prompt that waits, and others of its length bucket. The shape follows from the bucket alone."""
+        head = next(iter(self.waiting))
+        bucket = _bucket(len(head))
+        count = max(1, min(PREFILL_ROWS, PREFILL_TOKENS // bucket))
+        alike = (prompt for prompt in islice(self.waiting, AHEAD) if _bucket(len(prompt)) == bucket)
+        rows = {prompt: row for row, prompt in enumerate(islice(alike, count))}
+        tokens, lengths = np.zeros((count, bucket), np.int32), np.ones(count, np.int32)
+        for prompt, row in rows.items():
             tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
+        return Reading(rows, tokens, lengths, self._empty_cache(count, bucket, chunk=min(bucket, CHUNK)))
+
+    def _fill(self, moved: dict[int, Result]) -> None:
+        """Put samples of the prompts that were read in free slots, and draw their first tokens."""
+        reading, placed = self.reading, []
+        for prompt, row in reading.rows.items():
+            asked = self.waiting.get(prompt)
+            while asked and self.free:
+                name, request = asked.popleft()
+                slot = self.free.pop(0)
+                self.running[slot] = name, request, Result()
+                placed.append((slot, row, request))
+            if asked is not None and not asked:
+                del self.waiting[prompt]
         new = {
             "slot": _column([slot for slot, _, _ in placed], self.slots, fill=self.slots),
             "row": _column([row for _, row, _ in placed], self.slots),
@@ -146,23 +220,35 @@ class Engine:
         }
         for i, (_, _, request) in enumerate(placed):
             new["seed"][i] = request.seed >> 32, request.seed & 0xFFFFFFFF
-        fresh = _prefill(self.config, self.params, tokens, lengths)
-        self.caches, self.state, token, logprob = _insert(
-            self.config, self.real_vocab, fresh, self.caches, self.state, lengths, new
-        )
-        token, logprob = np.asarray(token).tolist(), np.asarray(logprob).tolist()
+        self._fit()
+        slots, rows = new.pop("slot"), new.pop("row")
+        self.caches = _insert(self.caches, reading.caches, slots, rows, reading.lengths)
+        position = np.where(slots < self.slots, reading.lengths[rows], 0)
+        self.state, choice = _first(self.real_vocab, self.top, reading.logits, self.state, slots, rows, position, new)
+        columns = _columns(jax.tree.map(lambda a: a[None], choice))
         for i, (slot, _, _) in enumerate(placed):
-            self._append(slot, token[i : i + 1], logprob[i : i + 1], moved)
+            self._append(slot, [column[i] for column in columns], moved)
 
-    def _append(self, slot: int, tokens: list[int], logprobs: list[float], moved: dict[int, Result]) -> None:
+    def _fit(self) -> None:
+        """Give the caches the size that the running rows need for STEPS more tokens."""
+        longest = max(len(request.prompt) + len(result.tokens) for _, request, result in self.running.values())
+        attended = min(_rounded(longest + STEPS, self.stride), self.room)
+        if attended != self.attended:
+            self.caches, self.attended = resized(self.config, self.caches, attended), attended
+
+    def _append(self, slot: int, new: list[list], moved: dict[int, Result]) -> None:
         """Give a slot's tokens to its request, up to its end; at the end the slot is free."""
         name, request, result = self.running[slot]
         moved[name] = result
-        for token, logprob in zip(tokens, logprobs, strict=True):
+        for token, logprob, *top in zip(*new, strict=True):
             if logprob != logprob:
                 raise DistillError("the model gave NaN: its weights are damaged, or their dtype is too narrow")
             result.tokens.append(token)
             result.logprobs.append(logprob)
+            if top:
+                result.logsumexp.append(top[0])
+                result.top_ids.append(top[1])
+                result.top_logprobs.append(top[2])
             if token in request.stop_ids:
                 result.finish_reason = "stop"
             elif len(result.tokens) >= request.max_tokens:
@@ -175,48 +261,63 @@ class Engine:
         del self.running[slot]
         self.free.append(slot)
 
+    def _empty_cache(self, rows: int, length: int, chunk: int = 1) -> Caches:
+        make = partial(empty_cache, self.config, rows, length, self.params["embed"].dtype, chunk=chunk)
+        if self.mesh is None:
+            return make()
+        shapes = jax.eval_shape(make)
+        return jax.jit(make, out_shardings=jax.tree.map(lambda a: cache_sharding(self.mesh, a.shape), shapes))()
 
-@partial(jax.jit, static_argnums=0)
-def _prefill(config: ModelConfig, params: decoder.Params, tokens: jax.Array, lengths: jax.Array):
-    """Caches of right-padded prompts [P, T], and the logits behind each one's last token."""
-    rows, bucket = tokens.shape
-    positions = jnp.broadcast_to(jnp.arange(bucket, dtype=jnp.int32)[None], tokens.shape)
-    empty = empty_cache(config, rows, bucket, params["embed"].dtype, chunk=bucket)
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _prefill(config: ModelConfig, mesh: Mesh | None, params, caches: Caches, tokens, start, lengths):
+    """Append columns start to start + T of right-padded prompts [P, T]; gives the logits behind each one's last
+    token, as far as it is among them, [PREFILL_ROWS, V]."""
+    positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
     valid = (positions < lengths[:, None]).astype(jnp.int32)
-    hidden, caches = decoder.extend(config, params, empty, tokens, positions, valid)
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    hidden, caches = decoder.extend(config, params, caches, tokens, positions, valid, mesh=mesh)
+    last = jnp.clip(lengths - 1 - start, 0, tokens.shape[1] - 1)
+    last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    last = jnp.pad(last, ((0, PREFILL_ROWS - len(last)), (0, 0)))
     return caches, decoder.logits(config, params, last)
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
-def _insert(config: ModelConfig, real_vocab: int, fresh, caches, state, lengths, new):
-    """Copy prefilled row new["row"][i] to slot new["slot"][i] (out of range: to none), draw its first token."""
-    prefilled, logits = fresh
-    slots, rows = new.pop("slot"), new.pop("row")
-    caches = insert(caches, prefilled, slots, rows, lengths)
-    position = lengths[rows]
+_insert = partial(jax.jit, donate_argnums=0)(insert)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _first(real_vocab: int, top: int, logits, state, slots, rows, position, new):
+    """Draw the tokens behind prompts with these logits [PREFILL_ROWS, V]: rows[i] for slot slots[i], if it exists."""
     draw = uniforms(new["seed"], new["sample"], position)
-    token, logprob = choose(new["draw"], logits[rows], draw, real_vocab)
-    new |= {"token": token, "position": position}
+    choice = choose(new["draw"], logits[rows], draw, real_vocab, top)
+    new |= {"token": choice.token, "position": position}
     state = jax.tree.map(lambda old, value: old.at[slots].set(value, mode="drop"), state, new)
-    return caches, state, token, logprob
+    return state, choice
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
-def _decode(config: ModelConfig, real_vocab: int, params, caches, state):
-    """STEPS tokens for every slot, [STEPS, slots]; an idle slot's are not looked at."""
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(6, 7))
+def _decode(config: ModelConfig, real_vocab: int, top: int, room: int, mesh: Mesh | None, params, caches, state):
+    """STEPS tokens for every slot, a `Choice` of [STEPS, slots]; an idle slot's are not looked at."""
 
     def step(carry, _):
         caches, token, position = carry
         valid = jnp.ones((token.shape[0], 1), jnp.int32)
-        hidden, caches = decoder.extend(config, params, caches, token[:, None], position[:, None], valid)
+        hidden, caches = decoder.extend(
+            config, params, caches, token[:, None], position[:, None], valid, room=room, mesh=mesh
+        )
         draw = uniforms(state["seed"], state["sample"], position + 1)
-        token, logprob = choose(state["draw"], decoder.logits(config, params, hidden[:, 0]), draw, real_vocab)
-        return (caches, token, position + 1), (token, logprob)
+        choice = choose(state["draw"], decoder.logits(config, params, hidden[:, 0]), draw, real_vocab, top)
+        return (caches, choice.token, position + 1), choice
 
     start = caches, state["token"], state["position"]
-    (caches, token, position), (tokens, logprobs) = jax.lax.scan(step, start, None, length=STEPS)
-    return caches, {**state, "token": token, "position": position}, tokens, logprobs
+    (caches, token, position), choices = jax.lax.scan(step, start, None, length=STEPS)
+    return caches, {**state, "token": token, "position": position}, choices
+
+
+def _columns(choices: Choice) -> list[list[list]]:
+    """Of [steps, slots, ...] the parts that are told, each as [slots][steps]."""
+    told = choices if choices.top_ids is not None else choices[:2]
+    return [np.asarray(part).swapaxes(0, 1).tolist() for part in jax.device_get(told)]
 
 
 def _draws(draws: list[Draw], slots: int) -> Draw:
@@ -226,7 +327,7 @@ def _draws(draws: list[Draw], slots: int) -> Draw:
     return Draw(*(_column(c, slots, fill=f) for c, f in zip(columns, rest, strict=True)))
 
 
-def _column(values: Iterable, slots: int, fill: float = 0) -> np.ndarray:
+def _column(values: Iterable[Any], slots: int, fill: float = 0) -> np.ndarray:
     """`values` and then `fill`, [slots], float32 or int32 as `fill` is."""
     column = np.full(slots, fill, np.float32 if isinstance(fill, float) else np.int32)
     values = list(values)
@@ -235,5 +336,13 @@ def _column(values: Iterable, slots: int, fill: float = 0) -> np.ndarray:
 
 
 def _bucket(length: int) -> int:
-    """The length that a prompt is padded to: 16, 32, 64, ..."""
-    return max(16, 1 << (length - 1).bit_length())
+    """The length that a prompt is padded to: 16, 32, 48, 64, 96, 128, 192, ... CHUNK, 2 CHUNK, 3 CHUNK, ..."""
+    if length > CHUNK:
+        return _rounded(length, CHUNK)
+    power = max(16, 1 << (length - 1).bit_length())
+    return power * 3 // 4 if power > 32 and length <= power * 3 // 4 else power
+
+
+def _rounded(value: int, unit: int) -> int:
+    """`value` rounded up to a multiple of `unit`."""
+    return -(-value // unit) * unit

@@ -47,10 +47,20 @@ class Draw(NamedTuple):
         return cls(sampling.temperature, sampling.top_k or 0, sampling.top_p or 1.0)
 
 
+class Choice(NamedTuple):
+    """The next token of each row. Log-probabilities (nats) are of the model's own distribution, untempered."""
+
+    token: Int[Array, "B"]
+    logprob: Float[Array, "B"]
+    logsumexp: Float[Array, "B"]  # of the row's logits
+    top_ids: Int[Array, "B k"] | None = None  # the likeliest tokens, best first
+    top_logprobs: Float[Array, "B k"] | None = None
+
+
 def choose(
-    draw: Draw, logits: Float[Array, "B V"], uniforms: Float[Array, "B 2"], real_vocab: int
-) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-    """The next token of each row, and its log-probability (nats) in the model's own distribution.
+    draw: Draw, logits: Float[Array, "B V"], uniforms: Float[Array, "B 2"], real_vocab: int, top: int = 0
+) -> Choice:
+    """Draw the next token of each row; `top` of the likeliest are told beside it.
 
     Rows of the vocabulary from `real_vocab` on are padding: no tokenizer knows them, they are never drawn.
     """
@@ -58,24 +68,43 @@ def choose(
     ids = jnp.arange(size)[None]
     logits = jnp.where(ids < real_vocab, logits, -jnp.inf) if real_vocab < size else logits
     blocks = jnp.pad(logits, ((0, 0), (0, -size % BLOCK)), constant_values=-jnp.inf).reshape(rows, -1, BLOCK)
-    top = jnp.max(blocks, axis=(1, 2))
-    own = jnp.sum(jnp.exp(blocks - top[:, None, None]), axis=-1)
+    peaks = jnp.max(blocks, axis=2)
+    best = jnp.max(peaks, axis=1)
+    own = jnp.sum(jnp.exp(blocks - best[:, None, None]), axis=-1)
     drawn = draw.temperature > 0
     filtered = (draw.top_k > 0) | (draw.top_p < 1) | (draw.min_p > 0)
     plain = jnp.all(~drawn | ((draw.temperature == 1) & ~filtered))
     sums, least = jax.lax.cond(
-        plain, lambda: (own, jnp.zeros_like(top)), lambda: _asked_mass(draw, blocks, top, jnp.any(drawn & filtered))
+        plain, lambda: (own, jnp.zeros_like(best)), lambda: _asked_mass(draw, blocks, best, jnp.any(drawn & filtered))
     )
     block = pick(sums, uniforms[:, 0])
     inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    mass = jnp.exp((inside - top[:, None]) / _hot(draw)[:, None])
+    mass = jnp.exp((inside - best[:, None]) / _hot(draw)[:, None])
     token = block * BLOCK + pick(jnp.where(mass >= least[:, None], mass, 0.0), uniforms[:, 1])
-    best = jax.lax.cond(
-        jnp.all(drawn), lambda: token, lambda: jnp.min(jnp.where(logits == top[:, None], ids, size), axis=-1)
+    likeliest = jax.lax.cond(
+        jnp.all(drawn), lambda: token, lambda: jnp.min(jnp.where(logits == best[:, None], ids, size), axis=-1)
     )
-    token = jnp.where(drawn, token, best).astype(jnp.int32)
+    token = jnp.where(drawn, token, likeliest).astype(jnp.int32)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-    return token, chosen - top - jnp.log(jnp.sum(own, axis=-1))
+    total = jnp.log(jnp.sum(own, axis=-1))
+    choice = Choice(token, chosen - best - total, best + total)
+    if not top:
+        return choice
+    scores, top_ids = likeliest_of(blocks, peaks, top)
+    return choice._replace(top_ids=top_ids, top_logprobs=scores - best[:, None] - total[:, None])
+
+
+def likeliest_of(
+    blocks: Float[Array, "B n C"], peaks: Float[Array, "B n"], top: int
+) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
+    """The `top` largest scores, best first, and their ids.
+
+    They lie in the `top` blocks with the largest peaks: the rest of the vocabulary is not sorted.
+    """
+    few = jnp.sort(jax.lax.top_k(peaks, min(top, peaks.shape[1]))[1], axis=1)
+    scores, at = jax.lax.top_k(jnp.take_along_axis(blocks, few[:, :, None], axis=1).reshape(len(few), -1), top)
+    ids = jnp.take_along_axis(few, at // BLOCK, axis=1) * BLOCK + at % BLOCK
+    return scores, ids.astype(jnp.int32)
 
 
 def _hot(draw: Draw) -> Float[Array, "B"]:

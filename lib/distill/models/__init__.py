@@ -6,6 +6,7 @@ One axis alphabet for einsums, shapes and sharding:
     N query heads    K key/value heads    G queries a key     H head width
     F hidden width   E experts            R latent width      V vocabulary      L layers
     X hidden width of a routed expert     Y hidden width of the shared ones     C experts a token asks
+    O segments of a cache                 J key position in one
 
 Latent attention (models/mla.py) has widths of its own: Q latent of the queries, P key without position,
 U rotary key, W value, Z key without position and value.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from distill.models.cache import LayerCache, write
+from distill.models.cache import SEGMENT, LayerCache, write
 from distill.models.config import ModelConfig
 from distill.models.layers import Norm, biased, fan_in, weight, zeros
 from distill.models.rope import Rotation, rotate
@@ -39,12 +39,17 @@ class Attention(nnx.Module):
         mask: Bool[Array, "B T S"],
         cache: LayerCache | None = None,
         slots: Int[Array, "B T"] | None = None,
+        room: int | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        """Attend over x itself, or, with a cache, over what it holds once x is written at `slots`."""
+        """Attend over x itself, or, with a cache, over what it holds once x is written at `slots`.
+
+        room: slots that the cache may grow to; what a row attends to does not depend, to the bit, on how many
+        it has now.
+        """
         interleaved = self.config.rope_interleaved
-        q = biased(jnp.einsum("BTD,NHD->BTNH", x, self.q[...]), self.q_bias)
-        k = biased(jnp.einsum("BTD,KHD->BTKH", x, self.k[...]), self.k_bias)
-        v = biased(jnp.einsum("BTD,KHD->BTKH", x, self.v[...]), self.v_bias)
+        q = biased(to_heads(x, self.q[...]), self.q_bias)
+        k = biased(to_heads(x, self.k[...]), self.k_bias)
+        v = biased(to_heads(x, self.v[...]), self.v_bias)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q = rotate(q, turn, interleaved=interleaved)
@@ -53,8 +58,21 @@ class Attention(nnx.Module):
         if cache is not None:
             k, v = write(cache["k"], k, slots), write(cache["v"], v, slots)
             cache = {"k": k, "v": v}
-        attended = attend(self.config, q, k, v, mask)
-        return biased(jnp.einsum("BTNH,DNH->BTD", attended, self.o[...]), self.o_bias), cache
+        if cache is not None and x.shape[1] == 1:
+            attended = attend_one(self.config, q[:, 0], k, v, mask[:, 0], room or k.shape[2])[:, None]
+        else:
+            attended = attend(self.config, q, k, v, mask)
+        return biased(from_heads(attended, self.o[...]), self.o_bias), cache
+
+
+def to_heads(x: Float[Array, "B T D"], weight: Float[Array, "N H D"]) -> Float[Array, "B T N H"]:
+    """x projected to each head. As one matrix: for a weight of three axes XLA makes a transposed copy each time."""
+    return jnp.einsum("BTD,FD->BTF", x, weight.reshape(-1, x.shape[-1])).reshape(*x.shape[:2], *weight.shape[:2])
+
+
+def from_heads(x: Float[Array, "B T N H"], weight: Float[Array, "D N H"]) -> Float[Array, "B T D"]:
+    """The sum of what the heads say, projected back."""
+    return jnp.einsum("BTF,DF->BTD", x.reshape(*x.shape[:2], -1), weight.reshape(len(weight), -1))
 
 
 def attend(
@@ -70,6 +88,54 @@ def attend(
     scores = jnp.einsum("BTKGH,BKSH->BKGTS", q, k, preferred_element_type=jnp.float32)
     weights = attention_weights(config, scores, mask[:, None, None]).astype(v.dtype)
     return jnp.einsum("BKGTS,BKSH->BTKGH", weights, v).reshape(*q.shape[:2], config.heads, -1)
+
+
+def attend_one(
+    config: ModelConfig,
+    q: Float[Array, "B N H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    mask: Bool[Array, "B S"],
+    room: int,
+) -> Float[Array, "B N H"]:
+    """`attend` for one query a row, in bits that do not depend on S: see `segments` and `settled_weights`."""
+    keys, values = segments(k), segments(v)
+    q = q.reshape(*k.shape[:2], 1, -1, k.shape[-1])
+    q = jnp.broadcast_to(q, (*keys.shape[:3], *q.shape[3:]))
+    scores = jnp.einsum("BKOGH,BKOJH->BKGOJ", q, keys, preferred_element_type=jnp.float32)
+    weights = settled_weights(config, scores, mask[:, None, None], room).astype(v.dtype)
+    parts = jnp.einsum("BKGOJ,BKOJH->BKOGH", weights, values, preferred_element_type=jnp.float32)
+    return in_order(parts, axis=2).astype(v.dtype).reshape(k.shape[0], -1, v.shape[-1])
+
+
+def segments(x: Float[Array, "... S H"]) -> Float[Array, "... O J H"]:
+    """A cache cut into segments. With each one in a product of its own, a row's bits do not depend on how many
+    there are: XLA blocks one product over all of S as S asks for. A cache of another size is one segment."""
+    size = x.shape[-2]
+    return x.reshape(*x.shape[:-2], -1, SEGMENT if size % SEGMENT == 0 else size, x.shape[-1])
+
+
+def settled_weights(
+    config: ModelConfig, scores: Float[Array, "... O J"], mask: Bool[Array, "... S"], room: int
+) -> Float[Array, "... O J"]:
+    """Softmax over O·J positions as one over `room` of them, the others unseen.
+
+    Its shape is then always the same, and with it the order in which XLA adds; barriers keep what depends on
+    the number of segments out of its loops.
+    """
+    flat = scores.reshape(*scores.shape[:-2], -1)
+    rest = room - flat.shape[-1]
+    padded = [jnp.pad(a, ((0, 0),) * (a.ndim - 1) + ((0, rest),)) for a in (flat, mask)]
+    weights = attention_weights(config, *jax.lax.optimization_barrier(tuple(padded)))
+    return jax.lax.optimization_barrier(weights)[..., : flat.shape[-1]].reshape(scores.shape)
+
+
+def in_order(parts: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """The sum over an axis, one part after the other: parts of zeros at the end change no bit."""
+    total = jax.lax.index_in_dim(parts, 0, axis, keepdims=False)
+    for i in range(1, parts.shape[axis]):
+        total = total + jax.lax.index_in_dim(parts, i, axis, keepdims=False)
+    return total
 
 
 def attention_weights(config: ModelConfig, scores: Array, mask: Array) -> Array:

@@ -5,31 +5,30 @@ longest sequence that is position r itself; a layer with a window has only as ma
 and they are used in turn: with 4 slots and positions 0 to 5 written, they hold 4 5 2 3.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from distill.models.config import ModelConfig
+from distill.models.config import Layer, ModelConfig
 
 LayerCache = dict[str, Array]
 Caches = list[LayerCache]
 
-ROUNDING = 32
-"""A ring's slots come in multiples of this many."""
+SEGMENT = 64
+"""Positions that one query meets in one product; a ring's slots come in multiples of it."""
 
 
 def empty_cache(config: ModelConfig, batch: int, length: int, dtype: Any, *, chunk: int = 1) -> Caches:
     """Room for `length` positions a row, appended `chunk` at a time or fewer.
 
     Keys and values are [B, K, S, H]; latent attention has its latents [B, S, R] and rotary keys [B, S, U].
-    A query of the chunk sees `window` positions, so a ring holds window − 1 + chunk, rounded up.
     """
     caches = []
     for layer in config.layers:
-        ring = -(-((layer.window or length) - 1 + chunk) // ROUNDING) * ROUNDING
-        slots = min(length, ring)
+        slots = slots_for(layer, length, chunk)
         if config.latent is not None:
             widths = {"latent": config.latent.kv_rank, "rope": config.latent.rope}
             caches.append({name: jnp.zeros((batch, slots, n), dtype) for name, n in widths.items()})
@@ -37,6 +36,34 @@ def empty_cache(config: ModelConfig, batch: int, length: int, dtype: Any, *, chu
             shape = (batch, config.kv_heads, slots, config.head_dim)
             caches.append({name: jnp.zeros(shape, dtype) for name in ("k", "v")})
     return caches
+
+
+def slots_for(layer: Layer, length: int, chunk: int = 1) -> int:
+    """How many slots a layer needs for `length` positions.
+
+    A query of the chunk sees `window` positions, so a ring holds window − 1 + chunk, rounded up.
+    """
+    return length if layer.window is None else min(length, -(-(layer.window - 1 + chunk) // SEGMENT) * SEGMENT)
+
+
+def resized(config: ModelConfig, caches: Caches, length: int) -> Caches:
+    """The same caches with room for `length` positions; a layer at a time, so that no second copy is held.
+
+    Every position that is looked at must be below the old and the new length.
+    """
+    for i, layer in enumerate(config.layers):
+        if (slots := slots_for(layer, length)) != slots_of(caches[i]):
+            caches[i] = _resized(caches[i], slots)
+    return caches
+
+
+@partial(jax.jit, static_argnums=1)
+def _resized(cache: LayerCache, slots: int) -> LayerCache:
+    def fit(a: Array) -> Array:
+        rest = [(0, 0)] * (a.ndim - 2)
+        return jnp.pad(a[..., :slots, :], (*rest, (0, max(0, slots - a.shape[-2])), (0, 0)))
+
+    return jax.tree.map(fit, cache)
 
 
 def slots_of(cache: LayerCache) -> int:
@@ -81,14 +108,14 @@ def insert(
 ) -> Caches:
     """Copy row rows[i] of `fresh` over row slots[i] of `caches` (out of range: over none).
 
-    fresh: caches of sequences that were read in one chunk, each position p in slot p; lengths: of theirs. Of
-    a sequence longer than a ring its last positions are taken, each to its slot.
+    lengths: of the sequences in `fresh`, whose slots are no fewer than a ring of `caches` has, or hold each
+    position p in slot p. Of a sequence longer than a ring its last positions are taken, each to its slot.
     """
 
     def put(cache: Array, new: Array) -> Array:
         room, new = cache.shape[-2], new[rows]
         if new.shape[-2] > room:
-            kept = jnp.maximum(held(lengths[rows] - 1, room), 0)
+            kept = jnp.maximum(held(lengths[rows] - 1, room), 0) % new.shape[-2]
             kept = kept.reshape(kept.shape[0], *(1,) * (new.ndim - 3), room, 1)
             new = jnp.take_along_axis(new, kept, axis=-2)
         return cache.at[slots, ..., : new.shape[-2], :].set(new, mode="drop")

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from distill.models.attention import Attention, causal_mask
-from distill.models.cache import Caches, LayerCache, cache_mask, slots_of, write_slots
+from distill.models.cache import Caches, LayerCache, cache_mask, slots_for, slots_of, write_slots
 from distill.models.config import Layer, ModelConfig
 from distill.models.layers import FeedForward, Norm, weight
 from distill.models.mla import LatentAttention
@@ -46,9 +46,10 @@ class Block(nnx.Module):
         mask: Bool[Array, "B T S"],
         cache: LayerCache | None = None,
         slots: Int[Array, "B T"] | None = None,
+        room: int | None = None,
         mesh: Mesh | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        y, cache = self.attention(self.attention_norm(x), turn, mask, cache, slots)
+        y, cache = self.attention(self.attention_norm(x), turn, mask, cache, slots, room)
         x = x + (y if self.attention_post_norm is None else self.attention_post_norm(y))
         y = self.ffn_norm(x)
         y = self.ffn(y, mesh) if isinstance(self.ffn, MixtureOfExperts) else self.ffn(y)
@@ -197,12 +198,18 @@ def extend(
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
     valid: Int[Array, "B T"],
+    *,
+    room: int | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "B T D"], Caches]:
     """Append tokens to caches (a prompt, or one token a row) and return their hidden states.
 
     caches: of `models.cache.empty_cache`, with its `chunk` no less than T.
     positions: where each token stands, one more than the one before it.
     valid: 0 for padding, which is neither written nor seen.
+    room: positions that the caches may grow to. A token that is appended alone gets the same bits whatever
+        their size is now.
+    mesh: as for `forward`.
     """
     turns = [rotation(rope, positions) for rope in config.ropes]
     last = jnp.max(jnp.where(valid > 0, positions, -1), axis=1)
@@ -211,7 +218,8 @@ def extend(
         module = nnx.merge(_block(config, structure(layer))[0], nnx.State(params["layers"][str(i)]))
         size = slots_of(caches[i])
         mask = cache_mask(positions, last, size, layer.window)
-        x, cache = module(x, turns[layer.rope], mask, caches[i], write_slots(positions, valid, size))
+        most = None if room is None else slots_for(layer, room)
+        x, cache = module(x, turns[layer.rope], mask, caches[i], write_slots(positions, valid, size), most, mesh)
         written.append(cache)
     return _norm(config, params, x), written
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from distill.models.attention import attention_weights
+from distill.models.attention import attention_weights, from_heads, in_order, segments, settled_weights, to_heads
 from distill.models.cache import LayerCache, write
 from distill.models.config import ModelConfig
 from distill.models.layers import Norm, fan_in, weight
@@ -43,14 +43,18 @@ class LatentAttention(nnx.Module):
         mask: Bool[Array, "B T S"],
         cache: LayerCache | None = None,
         slots: Int[Array, "B T"] | None = None,
+        room: int | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        """Attend over x itself, or, with a cache, over what it holds once x is written at `slots`."""
+        """Attend over x itself, or, with a cache, over what it holds once x is written at `slots`.
+
+        room: slots that the cache may grow to, as in `Attention`.
+        """
         config, nope = self.config, self.config.latent.nope
         if self.q is not None:
-            q = jnp.einsum("BTD,NHD->BTNH", x, self.q[...])
+            q = to_heads(x, self.q[...])
         else:
             q = self.q_a_norm(jnp.einsum("BTD,QD->BTQ", x, self.q_a[...]))
-            q = jnp.einsum("BTQ,NHQ->BTNH", q, self.q_b[...])
+            q = to_heads(q, self.q_b[...])
         q, q_rope = q[..., :nope], rotate(q[..., nope:], turn, interleaved=config.rope_interleaved)
         latent = self.kv_a_norm(jnp.einsum("BTD,RD->BTR", x, self.kv_a[...]))
         k_rope = jnp.einsum("BTD,UD->BTU", x, self.k_rope[...])
@@ -58,9 +62,12 @@ class LatentAttention(nnx.Module):
         if cache is not None:
             latent, k_rope = write(cache["latent"], latent, slots), write(cache["rope"], k_rope, slots)
             cache = {"latent": latent, "rope": k_rope}
-        absorbed = cache is not None and x.shape[1] == 1
-        attended = (self._absorbed if absorbed else self._expanded)(q, q_rope, latent, k_rope, mask)
-        return jnp.einsum("BTNW,DNW->BTD", attended, self.o[...]), cache
+        if cache is not None and x.shape[1] == 1:
+            room = room or latent.shape[1]
+            attended = self._absorbed(q[:, 0], q_rope[:, 0], latent, k_rope, mask[:, 0], room)[:, None]
+        else:
+            attended = self._expanded(q, q_rope, latent, k_rope, mask)
+        return from_heads(attended, self.o[...]), cache
 
     def _expanded(
         self,
@@ -74,24 +81,27 @@ class LatentAttention(nnx.Module):
         kv = jnp.einsum("BSR,NZR->BNSZ", latent, self.kv_b[...])
         k, v = kv[..., : self.config.latent.nope], kv[..., self.config.latent.nope :]
         scores = jnp.einsum("BTNP,BNSP->BNTS", q, k, preferred_element_type=jnp.float32)
-        return jnp.einsum("BNTS,BNSW->BTNW", self._weights(scores, q_rope, k_rope, mask), v)
+        scores += jnp.einsum("BTNU,BSU->BNTS", q_rope, k_rope, preferred_element_type=jnp.float32)
+        weights = attention_weights(self.config, scores, mask[:, None]).astype(v.dtype)
+        return jnp.einsum("BNTS,BNSW->BTNW", weights, v)
 
     def _absorbed(
         self,
-        q: Float[Array, "B T N P"],
-        q_rope: Float[Array, "B T N U"],
+        q: Float[Array, "B N P"],
+        q_rope: Float[Array, "B N U"],
         latent: Float[Array, "B S R"],
         k_rope: Float[Array, "B S U"],
-        mask: Bool[Array, "B T S"],
-    ) -> Float[Array, "B T N W"]:
-        """The same with W_b moved to the query's and the output's side: q·(W c) = (Wᵀ q)·c, so that one query
-        reads latents and not N heads of keys and values for each position."""
+        mask: Bool[Array, "B S"],
+        room: int,
+    ) -> Float[Array, "B N W"]:
+        """The same for one query, with W_b moved to the query's and the output's side: q·(W c) = (Wᵀ q)·c, so
+        that it reads latents and not N heads of keys and values for each position."""
         kv_b, nope = self.kv_b[...], self.config.latent.nope
-        q = jnp.einsum("BTNP,NPR->BTNR", q, kv_b[:, :nope])
-        scores = jnp.einsum("BTNR,BSR->BNTS", q, latent, preferred_element_type=jnp.float32)
-        mixed = jnp.einsum("BNTS,BSR->BTNR", self._weights(scores, q_rope, k_rope, mask), latent)
-        return jnp.einsum("BTNR,NWR->BTNW", mixed, kv_b[:, nope:])
-
-    def _weights(self, scores: Array, q_rope: Array, k_rope: Array, mask: Array) -> Float[Array, "B N T S"]:
-        by_position = jnp.einsum("BTNU,BSU->BNTS", q_rope, k_rope, preferred_element_type=jnp.float32)
-        return attention_weights(self.config, scores + by_position, mask[:, None]).astype(k_rope.dtype)
+        latent, k_rope = segments(latent), segments(k_rope)
+        q = jnp.einsum("BNP,NPR->BNR", q, kv_b[:, :nope])
+        q, q_rope = (jnp.broadcast_to(a[:, None], (a.shape[0], latent.shape[1], *a.shape[1:])) for a in (q, q_rope))
+        scores = jnp.einsum("BONR,BOJR->BNOJ", q, latent, preferred_element_type=jnp.float32)
+        scores += jnp.einsum("BONU,BOJU->BNOJ", q_rope, k_rope, preferred_element_type=jnp.float32)
+        weights = settled_weights(self.config, scores, mask[:, None], room).astype(latent.dtype)
+        parts = jnp.einsum("BNOJ,BOJR->BONR", weights, latent, preferred_element_type=jnp.float32)
+        return jnp.einsum("BNR,NWR->BNW", in_order(parts, axis=1).astype(latent.dtype), kv_b[:, nope:])

@@ -62,6 +62,15 @@ def batch_spec(mesh: Mesh, rows: int) -> PartitionSpec:
     return PartitionSpec(BATCH_AXES if fits else None)
 
 
+def cache_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Where a cache [B, K, S, H] of keys or values lies, or one [B, S, R] of latents: rows as a batch's, heads as
+    the weights that make them."""
+    heads = len(shape) == 4 and shape[1] % mesh.shape["tensor"] == 0
+    spec = [*(batch_spec(mesh, shape[0]) or (None,)), *([None] * (len(shape) - 1))]
+    spec[1] = "tensor" if heads else None
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

@@ -143,7 +143,7 @@ class Worker:
                     told[name] = len(result.tokens)
                 if result.finish_reason is not None:
                     del names[name], told[name]
-            self.loop.call_soon_threadsafe(self._deliver, news, len(engine.waiting), len(engine.running))
+            self.loop.call_soon_threadsafe(self._deliver, news, engine.queued, len(engine.running))
 
     def _obey(
         self, engine: Engine, order: tuple[str, Job], names: dict[int, tuple[Job, int]], told: dict[int, int]
