@@ -43,10 +43,10 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(params: Path, compiled: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Four slots, 1024 tokens, 24 samples may wait, a token."""
+    """Four slots, 1024 tokens, 24 samples may wait, three alternatives a token, a token."""
     folder = tmp_path_factory.mktemp("server")
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": compiled, "XLA_FLAGS": "", "PYTHONPATH": str(Path(__file__).parents[2] / "lib"),
     }  # fmt: skip
-    with started(folder, environment, params, slots=4, max_length=1024, queue=24) as running:
+    with started(folder, environment, params, slots=4, max_length=1024, queue=24, top_logprobs=3) as running:
         yield running

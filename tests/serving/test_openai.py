@@ -24,6 +24,20 @@ def test_completions(client: openai.OpenAI) -> None:
     assert len(ids.choices[0].token_ids) <= 4
 
 
+def test_alternatives(client: openai.OpenAI) -> None:
+    """Greedy takes the likeliest: the first of the alternatives, with the same logprob."""
+    asked = {"model": "tiny", "max_tokens": 6, "temperature": 0.0, "extra_body": {"ignore_eos": True}}
+    (choice,) = client.completions.create(prompt="abc", logprobs=3, **asked).choices
+    for best, logprob in zip(choice.logprobs.top_logprobs, choice.logprobs.token_logprobs, strict=True):
+        assert len(best) == 3
+        assert max(best.values()) == logprob
+    turn = [{"role": "user", "content": "abc"}]
+    (chat,) = client.chat.completions.create(messages=turn, logprobs=True, top_logprobs=2, **asked).choices
+    for token in chat.logprobs.content:
+        assert token.top_logprobs[0].logprob == token.logprob
+        assert token.top_logprobs[0].token == token.token
+
+
 def test_chat(client: openai.OpenAI) -> None:
     asked = {"model": "tiny", "messages": [{"role": "user", "content": "abc"}], "seed": 2, "max_tokens": 30}
     whole = client.chat.completions.create(**asked, logprobs=True)

@@ -24,7 +24,7 @@ PROMPT = [4, 7, 8, 9, 5]
         ({"prompt": "abc", "temperature": -1}, "temperature"),
         ({"prompt": "abc", "top_p": 0}, "top_p"),
         ({"prompt": "abc", "best_of": 4}, "best_of 4 is not supported"),
-        ({"prompt": "abc", "logprobs": 3}, "0 gives the logprob of each token"),
+        ({"prompt": "abc", "logprobs": 4}, "this server tells 3"),
         ({"prompt": "abc", "tempreature": 1}, "tempreature"),
         ({"prompt": "abc", "n": 100}, "takes 28 a request"),
         ({"prompt": "abc", "stop": [""]}, "a stop string must have a character"),

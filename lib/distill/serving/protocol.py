@@ -8,7 +8,7 @@ parts. A field that would change the answer and that we cannot honour is refused
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -18,7 +18,7 @@ from distill.generation.sampling import Draw
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,), "echo": (False,), "suffix": ("",), "presence_penalty": (0,), "frequency_penalty": (0,),
     "repetition_penalty": (1,), "logit_bias": ({},), "min_tokens": (0,), "tools": ([],), "tool_choice": ("none",),
-    "response_format": ({"type": "text"},), "functions": ([],), "top_logprobs": (0,), "modalities": (["text"],),
+    "response_format": ({"type": "text"},), "functions": ([],), "modalities": (["text"],),
     "skip_special_tokens": (True,), "parallel_tool_calls": (True, False),
 }  # fmt: skip
 """Fields we know and have no use for, with the values that ask for nothing."""
@@ -46,6 +46,7 @@ class Limits:
     vocabulary: int
     eos_ids: tuple[int, ...]
     most_choices: int
+    top_logprobs: int = 0  # alternatives that the engine tells at each position
 
 
 class Asked(BaseModel):
@@ -90,7 +91,8 @@ class Asked(BaseModel):
         return stop
 
     @property
-    def with_logprobs(self) -> bool:
+    def alternatives(self) -> int | None:
+        """How many logprobs a position are told beside the token's own; None: not even that."""
         raise NotImplementedError
 
     def length(self, prompt: Sequence[int], limits: Limits) -> int:
@@ -101,6 +103,12 @@ class Asked(BaseModel):
         """The samples, `n` a prompt in order: choice i of the answer is request i."""
         if self.n * len(prompts) > limits.most_choices:
             raise Problem(400, f"{self.n * len(prompts)} choices: this server takes {limits.most_choices} a request")
+        if (self.alternatives or 0) > limits.top_logprobs:
+            raise Problem(
+                400,
+                f"{self.alternatives} alternatives a token: this server tells {limits.top_logprobs}, "
+                "start it with --top-logprobs for more",
+            )
         seed = secrets.randbits(64) if self.seed is None else self.seed % 2**64
         draw = Draw(self.temperature, max(self.top_k, 0), self.top_p, self.min_p)
         stop_ids = frozenset(self.stop_token_ids) | (frozenset() if self.ignore_eos else frozenset(limits.eos_ids))
@@ -125,20 +133,11 @@ class CompletionRequest(Asked):
     """Body of /v1/completions; `prompt` is a text, a list of token ids, or a list of either."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
-    logprobs: Literal[0] | bool | None = None
+    logprobs: bool | int | None = Field(None, ge=0)
 
     @property
-    def with_logprobs(self) -> bool:
-        return self.logprobs is not None and self.logprobs is not False
-
-    @field_validator("logprobs", mode="before")
-    @classmethod
-    def _of_the_token_alone(cls, value: Any) -> Any:
-        if value is False or value is True:
-            return value
-        if value != 0:
-            raise ValueError(f"{value!r} alternatives a token are not built: 0 gives the logprob of each token")
-        return value
+    def alternatives(self) -> int | None:
+        return None if self.logprobs is None or self.logprobs is False else int(self.logprobs)
 
     def prompts(self) -> list[str] | list[list[int]]:
         """One or many, as many."""
@@ -171,10 +170,11 @@ class ChatRequest(Asked):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0)
 
     @property
-    def with_logprobs(self) -> bool:
-        return self.logprobs
+    def alternatives(self) -> int | None:
+        return self.top_logprobs if self.logprobs else None
 
     def length(self, prompt: Sequence[int], limits: Limits) -> int:
         return self.max_completion_tokens or self.max_tokens or limits.max_length - len(prompt)

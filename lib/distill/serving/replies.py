@@ -20,6 +20,7 @@ class Choice:
     text: Text
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top: list[dict[str, float]] = field(default_factory=list)
     said: str = ""
     finish_reason: str | None = None
 
@@ -46,6 +47,7 @@ class Reply:
         choice = self.choices[news.index]
         choice.tokens += news.tokens
         choice.logprobs += news.logprobs
+        choice.top += self._top(news)
         choice.finish_reason = news.finish_reason
         ended_by_id = news.finish_reason == "stop"
         piece = choice.text.add(news.tokens[:-1] if ended_by_id else news.tokens, news.finish_reason is not None)
@@ -59,7 +61,8 @@ class Reply:
         choices = []
         for index, choice in enumerate(self.choices):
             content = {"message": {"role": "assistant", "content": choice.said}} if self.chat else {"text": choice.said}
-            choices.append(self._choice(index, content, choice.tokens, choice.logprobs, choice.finish_reason))
+            told = choice.tokens, choice.logprobs, choice.top
+            choices.append(self._choice(index, content, told, choice.finish_reason))
         return _json(self.head | {"choices": choices, "usage": self.usage()})
 
     def chunk(self, news: News, piece: str, first: bool) -> bytes:
@@ -67,7 +70,8 @@ class Reply:
         role = {"role": "assistant"} if first else {}
         content = {"delta": role | {"content": piece}} if self.chat else {"text": piece}
         reason = self.choices[news.index].finish_reason
-        return _event(self.head | {"choices": [self._choice(news.index, content, news.tokens, news.logprobs, reason)]})
+        told = news.tokens, news.logprobs, self._top(news)
+        return _event(self.head | {"choices": [self._choice(news.index, content, told, reason)]})
 
     def end(self) -> bytes:
         """A stream's last events."""
@@ -81,13 +85,21 @@ class Reply:
         written = sum(len(choice.tokens) for choice in self.choices)
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
+    def _top(self, news: News) -> list[dict[str, float]]:
+        """The likeliest tokens by their text, as many as were asked for, at each position."""
+        if not (count := self.asked.alternatives):
+            return [{} for _ in news.tokens]
+        rows = zip(news.top_ids, news.top_logprobs, strict=True)
+        return [{self.name(i): v for i, v in zip(ids[:count], values[:count], strict=True)} for ids, values in rows]
+
     def _choice(
-        self, index: int, content: dict, tokens: list[int], logprobs: list[float], reason: str | None
+        self, index: int, content: dict, told: tuple[list[int], list[float], list[dict]], reason: str | None
     ) -> dict[str, Any]:
         out = {"index": index, **content, "logprobs": None, "finish_reason": reason}
-        if self.asked.with_logprobs:
+        tokens, logprobs, top = told
+        if self.asked.alternatives is not None:
             names = [self.name(token) for token in tokens]
-            out["logprobs"] = _chat_logprobs(names, logprobs) if self.chat else _logprobs(names, logprobs)
+            out["logprobs"] = _chat_logprobs(names, logprobs, top) if self.chat else _logprobs(names, logprobs, top)
         if self.asked.return_token_ids:
             out |= {"token_ids": tokens, "prompt_token_ids": self.prompts[index // self.asked.n]}
         return out
@@ -98,22 +110,26 @@ def failure(message: str) -> bytes:
     return _event({"error": {"message": message, "type": "server_error", "param": None, "code": None}})
 
 
-def _logprobs(names: list[str], logprobs: list[float]) -> dict[str, Any]:
+def _logprobs(names: list[str], logprobs: list[float], top: list[dict[str, float]]) -> dict[str, Any]:
     offsets, at = [], 0
     for name in names:
         offsets.append(at)
         at += len(name)
-    return {"tokens": names, "token_logprobs": logprobs, "top_logprobs": None, "text_offset": offsets}
-
-
-def _chat_logprobs(names: list[str], logprobs: list[float]) -> dict[str, Any]:
-    rows = zip(names, logprobs, strict=True)
     return {
-        "content": [
-            {"token": name, "logprob": value, "bytes": list(name.encode()), "top_logprobs": []} for name, value in rows
-        ],
-        "refusal": None,
+        "tokens": names,
+        "token_logprobs": logprobs,
+        "top_logprobs": top if any(top) else None,
+        "text_offset": offsets,
     }
+
+
+def _chat_logprobs(names: list[str], logprobs: list[float], top: list[dict[str, float]]) -> dict[str, Any]:
+    def entry(name: str, value: float) -> dict[str, Any]:
+        return {"token": name, "logprob": value, "bytes": list(name.encode())}
+
+    rows = zip(names, logprobs, top, strict=True)
+    content = [entry(*one) | {"top_logprobs": [entry(*other) for other in best.items()]} for *one, best in rows]
+    return {"content": content, "refusal": None}
 
 
 def _json(value: Any) -> bytes:

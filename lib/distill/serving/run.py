@@ -31,8 +31,9 @@ async def _serve(params: Path, settings: Serving, announce: Callable[[str], None
     def build() -> engine.Engine:
         config, weights = load_weights(params)
         return engine.Engine(
-            config, weights, slots=settings.slots, max_length=settings.max_length, real_vocab=info.real_vocab
-        )
+            config, weights, slots=settings.slots, max_length=settings.max_length, real_vocab=info.real_vocab,
+            top=settings.top_logprobs,
+        )  # fmt: skip
 
     opened = _open(settings)
     worker = Worker(build, asyncio.get_running_loop())

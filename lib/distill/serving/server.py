@@ -37,6 +37,7 @@ class Serving:
     port: int = 0
     token: str | None = None
     idle_seconds: float = 0
+    top_logprobs: int = 0
 
 
 class Service:
@@ -47,7 +48,7 @@ class Service:
         self.metrics = Metrics(worker, settings.slots)
         self.room = settings.queue + settings.slots
         self.limits = Limits(
-            settings.max_length, self.info.vocab_size, tuple(self.info.eos_ids), most_choices=self.room
+            settings.max_length, self.info.vocab_size, tuple(self.info.eos_ids), self.room, settings.top_logprobs
         )
         self.name = token_names(self.tokenizer)
         self.leave: Callable[[], None] = lambda: None

@@ -19,6 +19,8 @@ class News:
     tokens: list[int]
     logprobs: list[float]
     finish_reason: str | None
+    top_ids: list[list[int]]  # as many as the engine was built to tell
+    top_logprobs: list[list[float]]
 
 
 class Failed(Exception):
@@ -161,4 +163,7 @@ class Worker:
 
 
 def _since(known: int, index: int, result: Result) -> News:
-    return News(index, result.tokens[known:], result.logprobs[known:], result.finish_reason)
+    return News(
+        index, result.tokens[known:], result.logprobs[known:], result.finish_reason,
+        result.top_ids[known:], result.top_logprobs[known:],
+    )  # fmt: skip
