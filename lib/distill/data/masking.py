@@ -20,13 +20,20 @@ CHUNK = 1024  # conversations tokenized in one go
 class Examples:
     """Example i is `ids[offsets[i]:offsets[i + 1]]`, with `mask` 1 where a token is learned.
 
-    `dropped` counts what did not become an example: overlong, nothing_to_learn.
+    `dropped` counts what did not become an example: overlong, nothing_to_learn. `sources` has the number of
+    examples and the weight of each source that they came from, in order; one source when left out.
     """
 
     ids: np.ndarray
     mask: np.ndarray
     offsets: np.ndarray
     dropped: Mapping[str, int]
+    sources: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def parts(self) -> tuple[tuple[int, float], ...]:
+        """Number of examples and weight of each source."""
+        return self.sources or ((len(self), 1.0),)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -48,9 +55,19 @@ class Examples:
         mask[self.offsets[:-1]] = 0
         return np.add.reduceat(mask, self.offsets[:-1])
 
+    def taken(self, chosen: np.ndarray) -> "Examples":
+        """Those for which `chosen` (bool, one an example) is so, in their order."""
+        tokens = np.repeat(chosen, self.lengths)
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[chosen])]).astype(np.int64)
+        ends = np.cumsum([count for count, _ in self.parts])[:-1]
+        sources = tuple(
+            (int(part.sum()), weight) for part, (_, weight) in zip(np.split(chosen, ends), self.parts, strict=True)
+        )
+        return Examples(self.ids[tokens], self.mask[tokens], offsets, self.dropped, sources)
+
     def digest(self) -> str:
-        """SHA-256 (hex) over the arrays."""
-        total = hashlib.sha256()
+        """SHA-256 (hex) over the arrays and the sources."""
+        total = hashlib.sha256(repr(self.parts).encode())
         for array in (self.ids, self.mask, self.offsets):
             total.update(np.ascontiguousarray(array).tobytes())
         return total.hexdigest()
