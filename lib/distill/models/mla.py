@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from distill.models.attention import attention_weights
 from distill.models.cache import LayerCache, write
 from distill.models.config import ModelConfig
-from distill.models.layers import Norm, fan_in, weight
+from distill.models.layers import Norm, at_least_float32, fan_in, weight
 from distill.models.rope import Rotation, rotate
 
 LATENT_EPS = 1e-6
@@ -73,7 +73,7 @@ class LatentAttention(nnx.Module):
         """Keys and values written out for each head: least work where there are many queries."""
         kv = jnp.einsum("BSR,NZR->BNSZ", latent, self.kv_b[...])
         k, v = kv[..., : self.config.latent.nope], kv[..., self.config.latent.nope :]
-        scores = jnp.einsum("BTNP,BNSP->BNTS", q, k, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("BTNP,BNSP->BNTS", q, k, preferred_element_type=at_least_float32(q))
         return jnp.einsum("BNTS,BNSW->BTNW", self._weights(scores, q_rope, k_rope, mask), v)
 
     def _absorbed(
@@ -93,5 +93,6 @@ class LatentAttention(nnx.Module):
         return jnp.einsum("BTNR,NWR->BTNW", mixed, kv_b[:, nope:])
 
     def _weights(self, scores: Array, q_rope: Array, k_rope: Array, mask: Array) -> Float[Array, "B N T S"]:
-        by_position = jnp.einsum("BTNU,BSU->BNTS", q_rope, k_rope, preferred_element_type=jnp.float32)
+        wide = at_least_float32(q_rope)
+        by_position = jnp.einsum("BTNU,BSU->BNTS", q_rope, k_rope, preferred_element_type=wide)
         return attention_weights(self.config, scores + by_position, mask[:, None]).astype(k_rope.dtype)
