@@ -6,7 +6,7 @@ import click
 
 from distill.config import Stage
 from distill.errors import explained
-from distill.parallel.runtime import start
+from distill.parallel.runtime import join, start
 from distill.parent import leave_with_parent
 from distill.training.loop import train
 
@@ -26,6 +26,7 @@ def main(init: Path, stage: str, name: str, template: str, max_length: int, fold
     with explained():
         leave_with_parent()
         start()
+        join()
         if data[0].is_dir():
             data = sorted(data[0].glob("data/*.parquet"))
         settings = Stage.model_validate_json(stage)

@@ -5,10 +5,13 @@ import numpy as np
 import optax
 from golden_models import case, golden, load
 
+from distill.config import Stage
 from distill.models import decoder
 from distill.parallel.mesh import make_mesh
 from distill.training.state import State, param_shardings
 from distill.training.step import make_step
+
+STAGE = Stage(init="-", steps=10)
 
 
 def test_a_step_with_spread_experts_is_the_step_on_one_device() -> None:
@@ -21,7 +24,7 @@ def test_a_step_with_spread_experts_is_the_step_on_one_device() -> None:
         scanned = decoder.stack(config, jax.tree.map(lambda leaf: leaf.copy(), params))
         where = State(param_shardings(config, scanned, mesh), optimizer.init(scanned))
         state = State(jax.device_put(scanned, where.params), where.optimizer)
-        state, metrics = make_step(config, optimizer, mesh, where)(state, batch)
+        state, metrics = make_step(config, STAGE, optimizer, mesh, where)(state, batch)
         after.append((jax.device_get(state.params), {name: float(value) for name, value in metrics.items()}))
     (one, alone), (spread, together) = after
     np.testing.assert_allclose([*together.values()], [*alone.values()], rtol=1e-5)

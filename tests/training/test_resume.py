@@ -17,7 +17,7 @@ from distill.data.loader import Loader
 from distill.data.masking import Examples
 from distill.errors import DistillError
 from distill.files import read_json, read_jsonl
-from distill.training import loop
+from distill.training import turn
 from distill.training.loop import fit
 
 STAGE = Stage(init="-", steps=12, batch_size=8, learning_rate=3e-3, warmup_steps=2, checkpoint_every=4, log_every=3)
@@ -54,10 +54,10 @@ def disturb(monkeypatch: pytest.MonkeyPatch, step: int, what) -> None:
     """Do `what` when batch `step` is asked for."""
     batch = Loader.batch
 
-    def disturbed(self: Loader, index: int) -> dict:
+    def disturbed(self: Loader, index: int, part: slice) -> dict:
         if index == step:
             what()
-        return batch(self, index)
+        return batch(self, index, part)
 
     monkeypatch.setattr(Loader, "batch", disturbed)
 
@@ -78,7 +78,7 @@ def same(left: Path, right: Path) -> None:
     assert read_info(left / "params").digest == read_info(right / "params").digest
     final = [{k: v for k, v in read_json(f / "final.json").items() if k != "seconds"} for f in (left, right)]
     assert final[0] == final[1]
-    timed = ("seconds", "tokens_per_second")
+    timed = ("seconds", "seconds_left", "tokens_per_second")
     rows = [
         [{k: v for k, v in row.items() if k not in timed} for row in read_jsonl(f / "metrics.jsonl")]
         for f in (left, right)
@@ -103,7 +103,7 @@ def test_sigterm_saves_the_step_it_is_at(init, examples, undisturbed, tmp_path, 
     asked = []
     with monkeypatch.context() as patch:
         batch = Loader.batch
-        patch.setattr(Loader, "batch", lambda self, index: asked.append(index) or batch(self, index))
+        patch.setattr(Loader, "batch", lambda self, index, part: asked.append(index) or batch(self, index, part))
         fit(init, examples, tmp_path, STAGE, "sft")
     assert asked == [7, 8, 9, 10, 11]
     same(tmp_path, undisturbed)
@@ -129,7 +129,7 @@ def test_other_settings_start_over(init, examples, tmp_path, monkeypatch) -> Non
     cut_at(6, init, examples, tmp_path, monkeypatch)
     asked = []
     batch = Loader.batch
-    monkeypatch.setattr(Loader, "batch", lambda self, index: asked.append(index) or batch(self, index))
+    monkeypatch.setattr(Loader, "batch", lambda self, index, part: asked.append(index) or batch(self, index, part))
     fit(init, examples, tmp_path, STAGE.model_copy(update={"learning_rate": 1e-3}), "sft")
     assert asked[0] == 0
 
@@ -149,7 +149,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_is_not_saved(init, examples
 
 
 def test_a_second_trainer_is_kept_out_and_told_who_is_there(init, examples, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(loop, "PATIENCE", 0.2)
+    monkeypatch.setattr(turn, "PATIENCE", 0.2)
     (tmp_path / "steps.pid").write_text("4711\n")
     with FileLock(tmp_path / "steps.lock"), pytest.raises(DistillError, match="process 4711 is training in"):
         fit(init, examples, tmp_path, STAGE, "sft")
