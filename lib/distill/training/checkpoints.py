@@ -35,9 +35,12 @@ class Steps:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "identity.json", identity)
         wait_for_all("the folder of the steps is there")
-        best = BestN(get_metric_fn=lambda found: found[LOSS], reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        loss = lambda found: found[LOSS]  # noqa: E731
+        best = BestN(get_metric_fn=loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy([LatestN(keep), best]), enable_async_checkpointing=True
+            best_fn=loss,  # or the manager does not store the metrics
+            preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+            enable_async_checkpointing=True,
         )
         self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
