@@ -17,6 +17,7 @@ from distill.errors import DistillError
 from distill.files import digest
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+MADE_HERE = ("generated", "original")  # data that a recipe's own prompts give
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
@@ -170,6 +171,25 @@ class Dataset(Settings):
     license: str | None = Field(None, description="written on the card; unknown when left out")
 
 
+class Part(Source):
+    """A source of a stage's data: `generated`, `original`, or a dataset of conversations that have answers."""
+
+    weight: float | None = Field(None, gt=0, description="share of the rows; in proportion to its size when left out")
+
+    @property
+    def published(self) -> bool:
+        """Whether it is a dataset of its own, apart from the recipe's prompts."""
+        return self.source not in MADE_HERE
+
+    @model_validator(mode="after")
+    def _plain(self) -> "Part":
+        if not self.published and (odd := self.model_fields_set - {"source", "weight"}):
+            changed = [name for name in sorted(odd) if getattr(self, name) != type(self).model_fields[name].default]
+            if changed:
+                raise ValueError(f"{self.source} is made by the recipe and has no {', '.join(changed)}: leave it out")
+        return self
+
+
 class Lora(Settings):
     """Low-rank adapters (arXiv 2106.09685) are trained in place of the weights, and merged into them at the end."""
 
@@ -209,14 +229,18 @@ class Stage(Settings):
     """One training run. `init` is a model or an earlier stage."""
 
     init: str
-    data: Literal["generated", "original"] = "generated"
+    data: tuple[Part, ...] = Field((Part(source="generated"),), min_length=1)
+    loss_on: Literal["completion", "assistant"] = Field(
+        "completion", description="the last turn, or an assistant's all"
+    )
+    overlong: Literal["drop", "cut"] = Field("drop", description="what happens to examples over max_length")
     objective: Literal["sft"] = "sft"
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(8, gt=0, description="rows of a step, on all devices together")
     micro_batch_size: int | None = Field(None, gt=0, description="rows computed at a time; all when left out")
     packing: bool = Field(False, description="several examples share a row of max_length tokens")
-    max_length: int | None = Field(None, gt=1, description="longer examples are dropped; generation's by default")
+    max_length: int | None = Field(None, gt=1, description="tokens of an example; generation's by default")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="computed in; learned weights are float32")
     remat: Literal["none", "dots", "full"] = Field("full", description="what the backward pass computes again")
     optimizer: Literal["adamw", "adafactor", "lion"] = "adamw"
@@ -240,6 +264,31 @@ class Stage(Settings):
     held_out_every: int = Field(500, gt=0, description="also asked whenever a checkpoint is saved")
     select: Literal["last", "best"] = Field("last", description="which step is the result; best by held-out loss")
     spike: float | None = Field(None, gt=1, description="a loss so many times the usual one ends the run")
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_or_more(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            if data not in MADE_HERE:
+                raise ValueError(
+                    f"{data!r} is neither generated nor original{did_you_mean(data, MADE_HERE)}: "
+                    "a dataset goes into a list, `- source: ...`"
+                )
+            return ({"source": data},)
+        return data
+
+    @field_validator("data")
+    @classmethod
+    def _all_weights_or_none(cls, data: tuple[Part, ...]) -> tuple[Part, ...]:
+        if 0 < sum(part.weight is not None for part in data) < len(data):
+            without = next(part.source for part in data if part.weight is None)
+            raise ValueError(f"{without} has no weight and others have: give all of them one, or none")
+        return data
+
+    @property
+    def data_in_words(self) -> str:
+        """`generated`, or its sources with their weights."""
+        return " + ".join(f"{part.weight:g} {part.source}" if part.weight else part.source for part in self.data)
 
     @model_validator(mode="before")
     @classmethod

@@ -12,7 +12,7 @@ from distill.checkpoints.info import ModelInfo, read_info
 from distill.config import Stage
 from distill.data.conversations import training_conversations
 from distill.data.loader import Loader, row_length
-from distill.data.masking import Examples, training_examples
+from distill.data.masking import Examples, joined, training_examples
 from distill.errors import DistillError
 from distill.files import write_json
 from distill.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh
@@ -45,12 +45,17 @@ def train(
 ) -> None:
     """Train a stage from the params folder `init`, on conversations in the files `data`.
 
-    data: Parquet files of a dataset, or prompts with the answers they came with (`stage.data`).
+    data: Parquet files of a dataset, and prompts with the answers they came with, as `stage.data` needs them.
     Leaves `folder/params`, `folder/final.json` and `folder/metrics.jsonl`. Interrupted at any step and
     started again, it goes on from its last checkpoint and ends in the same bits.
     """
     tokenizer = load_tokenizer(init / "tokenizer")
-    examples = training_examples(training_conversations(data, stage.data), tokenizer, template, max_length)
+    how = {"loss_on": stage.loss_on, "overlong": stage.overlong}
+    sources = []
+    for part in stage.data:
+        found = training_conversations(data, part)
+        sources.append(training_examples(found, tokenizer, template, max_length, name=part.source, **how))
+    examples = joined(sources, [part.weight for part in stage.data])
     fit(init, examples, folder, stage, name, length=row_length(max_length) if stage.packing else None)
 
 
@@ -66,7 +71,7 @@ def fit(init: Path, examples: Examples, folder: Path, stage: Stage, name: str, *
         "code": closure.digest(Path(__file__)),
         "jax": jax.__version__,
     }
-    counts = {"examples": len(examples), "dropped": dict(examples.dropped)}
+    counts = {"examples": len(examples), "dropped": dict(examples.dropped), "cut": examples.cut}
     examples, apart = split(examples, stage.held_out, name)
     loader = Loader(examples, stage.batch_size, stage.seed, length, packing=stage.packing)
     steps = _steps(loader, stage, name)
