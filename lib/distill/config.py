@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from distill.errors import DistillError
 from distill.files import digest
+from distill.seeds import with_seeds
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 MADE_HERE = ("generated", "original")  # data that a recipe's own prompts give
@@ -257,6 +258,7 @@ class Stage(Settings):
     lora: Lora | None = None
     mesh: MeshShape = MeshShape()
     seed: int = 0
+    seeds: tuple[int, ...] | None = Field(None, min_length=1, description="a stage for each: {name}-seed{seed}")
     checkpoint_every: int = Field(500, gt=0)
     keep: int = Field(2, gt=0, description="newest checkpoints that are there at a time, beside the best")
     log_every: int = Field(10, gt=0)
@@ -347,6 +349,11 @@ class Recipe(Settings):
     stages: dict[str, Stage]
     evaluation: Evaluation | None = None
     report: Report = Report()
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _a_stage_for_each_seed(cls, stages: Any) -> Any:
+        return with_seeds(stages) if isinstance(stages, dict) else stages
 
     @field_validator("run")
     @classmethod
