@@ -262,6 +262,7 @@ class Stage(Settings):
     checkpoint_every: int = Field(500, gt=0)
     keep: int = Field(2, gt=0, description="newest checkpoints that are there at a time, beside the best")
     log_every: int = Field(10, gt=0)
+    tensorboard: bool = Field(False, description="also write the metrics for TensorBoard; needs tensorboardX")
     held_out: int = Field(0, ge=0, description="examples that are kept apart to be asked for their loss")
     held_out_every: int = Field(500, gt=0, description="also asked whenever a checkpoint is saved")
     select: Literal["last", "best"] = Field("last", description="which step is the result; best by held-out loss")

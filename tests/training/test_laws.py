@@ -132,6 +132,22 @@ def test_z_loss_is_log_z_squared() -> None:
     assert float(sums.loss - sums.nll) == pytest.approx(float(wanted), rel=1e-5)
 
 
+def test_eos_is_learned_where_it_is_also_the_pad() -> None:
+    """Id 0 ends every answer and fills every row behind it: the mask, not the id, says what counts."""
+    data, params = batch([8, 12], 16), PARAMS
+    for row, end in enumerate((7, 11)):
+        data["targets"][row, end] = 0
+    for _ in range(40):
+        slope, _ = plain(params, data)
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, slope)
+    logits = decoder.logits(CONFIG, params, decoder.forward(CONFIG, params, data["tokens"], data["segment_ids"]))
+    assert logits.argmax(-1)[[0, 1], [7, 11]].tolist() == [0, 0]
+    padded = plain(params, data)[0]
+    for name in ("tokens", "targets"):
+        data[name][data["segment_ids"] == 0] = 9  # whatever stands there
+    assert_close(plain(params, data)[0], padded, atol=0)
+
+
 def test_the_mean_is_over_tokens_not_over_rows() -> None:
     both = batch([4, 14], 16)
     short, long = ({name: array[i : i + 1] for name, array in both.items()} for i in (0, 1))

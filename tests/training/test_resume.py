@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -210,6 +211,17 @@ def test_what_is_held_out_is_the_same_for_every_seed_and_never_trained(examples)
     assert sorted(tuple(part[i][0].tolist()) for part in (train, apart) for i in range(len(part))) == whole
     with pytest.raises(DistillError, match="held_out is 10, there are 10 examples: lower it"):
         split(examples, 10, "sft")
+
+
+def test_tensorboard_has_what_the_metrics_have(init, examples, tmp_path) -> None:
+    stage = STAGE.model_copy(update={"tensorboard": True})
+    if find_spec("tensorboardX") is None:
+        with pytest.raises(DistillError, match="tensorboard: true needs tensorboardX: pip install tensorboardX"):
+            fit(init, examples, tmp_path, stage, "sft")
+        return
+    fit(init, examples, tmp_path, stage, "sft")
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"grad_norm" in events.read_bytes()
 
 
 def test_a_spike_ends_the_run_with_step_and_batch_named(examples) -> None:

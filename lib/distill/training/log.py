@@ -1,4 +1,4 @@
-"""What a run says of itself: `metrics.jsonl`, a row for each logged step, and the bar on stderr."""
+"""What a run says of itself: `metrics.jsonl`, a row for each logged step, the bar on stderr, TensorBoard's events."""
 
 import json
 import math
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from distill.config import Stage
 from distill.data.loader import Loader
+from distill.errors import DistillError
 from distill.models.config import ModelConfig
 from distill.parallel.processes import is_first
 from distill.training.optimizer import learning_rate
@@ -30,6 +31,8 @@ class Log:
         positions = stage.batch_size * loader.length
         self.operations = positions * token_operations(config, loader.length, frozen=stage.lora is not None)
         self.started = time.monotonic()
+        board = stage.tensorboard and is_first()
+        self.board = _board(path.parent.parent / "tensorboard", first) if board else None
         self.file = path.open("a", encoding="utf-8") if is_first() else None
         self.bar = tqdm(
             total=steps, initial=first, desc=name, unit="step", mininterval=1.0, file=sys.stderr, disable=not is_first()
@@ -58,6 +61,10 @@ class Log:
             self.file.write(json.dumps({key: value if math.isfinite(value) else None for key, value in row.items()}))
             self.file.write("\n")
             self.file.flush()
+        if self.board is not None:
+            for name in row.keys() - {"step"}:
+                self.board.add_scalar(name, row[name], step)
+            self.board.flush()
         shown = {"loss": f"{row['loss']:.4f}", "tokens_s": round(row["tokens_per_second"])}
         self.bar.set_postfix(shown | {key: f"{value:.4f}" for key, value in judged.items() if key == "held_out_loss"})
 
@@ -65,6 +72,15 @@ class Log:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None):
-        self.bar.close()
-        if self.file is not None:
-            self.file.close()
+        for opened in (self.bar, self.file, self.board):
+            if opened is not None:
+                opened.close()
+
+
+def _board(folder: Path, first: int) -> Any:
+    """What TensorBoard reads; steps that are done again replace those of the run before."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise DistillError("tensorboard: true needs tensorboardX: pip install tensorboardX, or leave it out") from None
+    return SummaryWriter(str(folder), purge_step=first + 1)

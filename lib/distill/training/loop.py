@@ -29,7 +29,10 @@ from distill.training.step import make_step
 from distill.training.turn import alone, until_told
 from distill.training.watch import Watch
 
-HOW = {"checkpoint_every", "log_every", "held_out_every", "keep", "spike", "mesh", "micro_batch_size", "remat"}
+HOW = {
+    "checkpoint_every", "log_every", "held_out_every", "keep", "spike", "tensorboard", "mesh", "micro_batch_size",
+    "remat",
+}  # fmt: skip
 """Settings that decide when a run writes and on what it computes, not what: a run goes on with others."""
 
 
