@@ -5,7 +5,8 @@
 
 Models A (12M parameters) and B (110M), batch 8 × 256, float32, AdamW, a clip of the norm. All trainers are alive at
 the same time and take turns, a step each, so that what else the machine does meets all alike; the ratios are medians
-of the rounds' own. Memory is the peak of a process, its libraries included.
+of the rounds' own. Memory is the peak of a process, its libraries included. Ours computes layers again in the
+backward pass on A (`remat: full`, the default) and keeps their products on B (`remat: dots`).
 """
 
 import json
@@ -111,33 +112,32 @@ def packed_against_padded(trainer: Trainer, rounds: int) -> str:
 
 @click.command(help=__doc__)
 @click.option("--peers", required=True, help="python of an environment with torch, transformers and trl")
-@click.option("--rounds", default=7, show_default=True)
-@click.option("--without-trl", is_flag=True)
-def main(peers: str, rounds: int, without_trl: bool) -> None:
-    folder, rows, versions = Path(tempfile.mkdtemp(prefix="training-")), [], set()
+@click.option("--model", "names", type=click.Choice(list(SHAPES)), multiple=True, default=list(SHAPES))
+@click.option("--rounds", default=7, show_default=True, help="of A; half as many of B")
+def main(peers: str, names: tuple[str, ...], rounds: int) -> None:
+    folder, versions = Path(tempfile.mkdtemp(prefix="training-")), set()
+    click.echo("| model | trainer | tokens/s | ours × theirs, clock | the same, CPU time | peak memory |")
+    click.echo("|---|---|--:|--:|--:|--:|")
     try:
-        for name, shape in SHAPES.items():
-            make_model(folder / name, shape)
-            kinds = ["ours", "torch"] + (["trl"] if name == "A" and not without_trl else [])
+        for name in names:
+            make_model(folder / name, SHAPES[name])
+            kinds = {"A": ["ours", "torch", "trl"], "B": ["ours", "torch"]}[name]
             trainers = [Trainer(sys.executable if kind == "ours" else peers, kind, folder / name) for kind in kinds]
-            rows += [
-                f"| {name} | {row} |" for row in side_by_side(trainers, rounds if name == "A" else max(3, rounds // 2))
-            ]
             versions |= {trainer.versions for trainer in trainers}
+            for row in side_by_side(trainers, rounds if name == "A" else -(-rounds // 2)):
+                click.echo(f"| {name} | {row} |")
             if name == "A":
                 mix = packed_against_padded(trainers[0], rounds)
-            else:
-                saving = median(trainers[0].ask("save")["wall"] for _ in range(3))
+                click.echo("\n| packed: useful tokens/s | padded | ratio | fill packed | padded |")
+                click.echo(f"|--:|--:|--:|--:|--:|\n{mix}\n")
+            saving = median(trainers[0].ask("save")["wall"] for _ in range(3))
+            click.echo(f"saving {name} holds a step up for {saving:.2f} s")
             for trainer in trainers:
                 trainer.end()
     finally:
         shutil.rmtree(folder)
-    click.echo(f"{os.cpu_count()} × {processor()}, {platform.platform()}, load {os.getloadavg()[1]:.1f}")
-    click.echo(f"Python {platform.python_version()}, {', '.join(sorted(versions))}\n")
-    click.echo("| model | trainer | tokens/s | ours × theirs, clock | the same, CPU time | peak memory |")
-    click.echo("|---|---|--:|--:|--:|--:|\n" + "\n".join(rows))
-    click.echo("\n| packed: useful tokens/s | padded | ratio | fill packed | padded |\n|--:|--:|--:|--:|--:|\n" + mix)
-    click.echo(f"\nsaving B holds a step up for {saving:.2f} s")
+    click.echo(f"\n{os.cpu_count()} × {processor()}, {platform.platform()}, load {os.getloadavg()[1]:.1f}")
+    click.echo(f"Python {platform.python_version()}, {', '.join(sorted(versions))}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from distill.data.loader import Loader
 from distill.data.masking import Examples
 from distill.data.packing import best_fit
 from distill.data.rows import Mixture, Source
+from distill.errors import DistillError
 
 LENGTHS = st.lists(st.integers(2, 20), min_size=1, max_size=30)
 
@@ -86,5 +87,5 @@ def test_a_mixture_gives_each_source_its_share_and_all_of_its_examples() -> None
     drawn = np.asarray([int(mixture.row(i)[0]) for i in range(1600)])
     assert (drawn[:1000] < 10).sum() == 750
     assert set(drawn.tolist()) == set(range(210))
-    with pytest.raises(ValueError, match="is under 1/1000 of their sum"):
+    with pytest.raises(DistillError, match="data has weights 1, 1e-06, one under 1/1000 of their sum: leave"):
         Mixture(sources, [1.0, 1e-6], 0)

@@ -27,6 +27,8 @@ def test_balance_is_one_when_even_and_counts_real_tokens_of_a_row() -> None:
     mixed = tuple(jnp.concatenate([a, b], axis=1) for a, b in zip(all_ask_two, even, strict=True))
     real = jnp.asarray([[True] * 4 + [False] * 4])
     assert float(balance(experts, *mixed, real)[0]) == pytest.approx(2.0)
+    slope = jax.grad(lambda logits: balance(experts, logits, all_ask_two[1], real[:, :4])[0])(even[0])
+    assert float(slope[..., :2].min()) > 0 > float(slope[..., 2:].max()), "those that are asked most get less"
 
 
 def test_the_balance_loss_has_the_same_gradient_however_the_batch_is_split() -> None:
@@ -39,16 +41,15 @@ def test_the_balance_loss_has_the_same_gradient_however_the_batch_is_split() -> 
         "positions": np.tile(np.arange(16), (4, 1)), "mask": real.astype(np.float32),
     }  # fmt: skip
     found = []
-    for how in ({}, {"balance_loss": 0.5}, {"balance_loss": 0.5, "micro_batch_size": 1}):
-        stage = STAGE.model_copy(update={"batch_size": 4, "remat": "none", **how})
+    for micro in (4, 1):
+        stage = STAGE.model_copy(
+            update={"batch_size": 4, "micro_batch_size": micro, "balance_loss": 0.5, "remat": "none"}
+        )
         run = jax.jit(lambda params, batch, stage=stage: gradient(config, params, batch, stage),
                       compiler_options=QUICKLY)  # fmt: skip
         found.append(run(scanned, batch))
-    without, at_once, split = found
+    at_once, split = found
     assert float(at_once[1]["balance"]) > 1
-    assert float(at_once[1]["loss"]) == pytest.approx(float(without[1]["loss"]), rel=1e-6)
-    router = [slopes["stacks"]["0"]["ffn"]["router"] for slopes, _ in found]
-    assert float(jnp.abs(router[1] - router[0]).max()) > 1e-4
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-4), split, at_once)
 
 

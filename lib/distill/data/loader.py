@@ -93,14 +93,14 @@ def row_length(max_length: int) -> int:
 def rows_of(examples: Examples, seed: int, capacity: int | None) -> Rows:
     """The rows of all sources of `examples`; `capacity` packs them."""
     sizes, learned = examples.lengths - 1, examples.learned
-    sources, first = [], 0
-    for count, _ in examples.parts:
+    sources, weights, first = [], [], 0
+    for count, weight in examples.parts:
         part = slice(first, first + count)
-        sources.append(Source(sizes[part], learned[part], seed, capacity, first))
+        if count:  # not all of it was held out
+            sources.append(Source(sizes[part], learned[part], seed, capacity, first))
+            weights.append(weight)
         first += count
-    if len(sources) == 1:
-        return sources[0]
-    return Mixture(sources, [weight for _, weight in examples.parts], seed)
+    return sources[0] if len(sources) == 1 else Mixture(sources, weights, seed)
 
 
 def _rounded(positions: int) -> int:

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from distill.data.packing import best_fit
+from distill.errors import DistillError
 
 
 class Rows(Protocol):
@@ -78,7 +79,10 @@ class Mixture:
         edges = np.round(np.cumsum(weights) / np.sum(weights) * self.PERIOD).astype(np.int64)
         counts = np.diff(edges, prepend=0)
         if not counts.all():
-            raise ValueError(f"a weight among {list(weights)} is under 1/{self.PERIOD} of their sum")
+            raise DistillError(
+                f"data has weights {', '.join(f'{weight:g}' for weight in weights)}, one under 1/{self.PERIOD} of "
+                "their sum: leave that source out, or give it more"
+            )
         turns = np.repeat(np.arange(len(self.sources)), counts)
         self.turns = turns[permutation(self.PERIOD, seed, 0, 2)]
         once = (self.turns[:, None] == np.arange(len(self.sources))[None]).astype(np.int64)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def split(examples: Examples, count: int, name: str) -> tuple[Examples, Examples
         raise DistillError(f"stage {name}: held_out is {count}, there are {len(examples)} examples: lower it")
     apart = np.zeros(len(examples), bool)
     apart[permutation(len(examples), 0, 0, HELD_OUT)[:count]] = True
-    return examples.taken(~apart), examples.taken(apart)
+    return examples.taken(~apart), replace(examples.taken(apart), sources=())
 
 
 def make_judge(

@@ -66,7 +66,9 @@ class Log:
                 self.board.add_scalar(name, row[name], step)
             self.board.flush()
         shown = {"loss": f"{row['loss']:.4f}", "tokens_s": round(row["tokens_per_second"])}
-        self.bar.set_postfix(shown | {key: f"{value:.4f}" for key, value in judged.items() if key == "held_out_loss"})
+        if "held_out_loss" in judged:
+            shown["held_out"] = f"{judged['held_out_loss']:.4f}"
+        self.bar.set_postfix(shown, refresh=False)
 
     def __enter__(self) -> "Log":
         return self
