@@ -16,7 +16,7 @@ from distill.config import Lora, Stage
 from distill.data.masking import Examples
 from distill.errors import DistillError
 from distill.models import decoder
-from distill.models.lora import Adapters
+from distill.models.lora import Adapters, merged
 from distill.parallel.mesh import make_mesh
 from distill.training.adapters import adapted, adapter_shardings, make_adapters, merge
 from distill.training.loop import fit
@@ -44,6 +44,14 @@ def test_adapters_in_the_layer_are_adapters_in_the_weights(name: str) -> None:
     inside, before = run(scanned, moved), run(scanned, adapters)
     assert float(jnp.abs(inside - before).max()) > 0.1
     np.testing.assert_allclose(run(compiled(merge)(scanned, moved, 2.0), None), inside, atol=2e-4)
+
+
+def test_a_small_change_of_a_frozen_bfloat16_weight_is_seen() -> None:
+    weights = {"q": jnp.ones((4, 4), jnp.bfloat16), "k": jnp.ones((4, 4), jnp.bfloat16)}
+    small = {"q": {"a": jnp.full((1, 4), 0.01), "b": jnp.full((4, 1), 0.01)}}
+    after = merged(weights, small, 1.0)
+    np.testing.assert_allclose(after["q"], 1.0001, rtol=1e-6)
+    assert after["k"].dtype == jnp.bfloat16
 
 
 def test_which_weights_have_one() -> None:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from distill.models.layers import at_least_float32
+
 
 class Adapters(NamedTuple):
     """A tree of adapters, and alpha / rank."""
@@ -45,11 +47,12 @@ def start(key: jax.Array, sizes: dict[str, int], axes: str, layers: int) -> dict
 
 
 def merged(weights: dict[str, Any], adapters: dict[str, Any], scale: float) -> dict[str, Any]:
-    """A layer's weights with their adapters added, each in its weight's type."""
+    """A layer's weights with their adapters added, those in float32 or wider: bfloat16 would lose small changes."""
     out = dict(weights)
     for name, adapter in adapters.items():
         if adapter.keys() == {"a", "b"}:
-            out[name] = weights[name] + (scale * product(adapter, weights[name])).astype(weights[name].dtype)
+            weight = weights[name]
+            out[name] = weight.astype(at_least_float32(weight)) + scale * product(adapter, weight)
         else:
             out[name] = merged(weights[name], adapter, scale)
     return out

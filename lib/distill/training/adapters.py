@@ -1,7 +1,6 @@
 """The adapters of a stage: which weights have one, where they lie, and their end in the weights."""
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from distill.checkpoints.store import flat, nest
@@ -54,10 +53,11 @@ def adapter_shardings(config: ModelConfig, settings: Lora, mesh: Mesh) -> decode
 
 
 def merge(weights: decoder.Params, adapters: decoder.Params, scale: float) -> decoder.Params:
-    """Scanned weights, float32, with the adapters in them."""
-    weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), weights)
-    stacks = {
-        stack: jax.vmap(lambda w, a: lora.merged(w, a, scale))(weights["stacks"][stack], changes)
-        for stack, changes in adapters["stacks"].items()
-    }
+    """Scanned weights with the adapters in them, each in its own type."""
+
+    def stack(weights: decoder.Params, changes: decoder.Params) -> decoder.Params:
+        after = jax.vmap(lambda w, a: lora.merged(w, a, scale))(weights, changes)
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), after, weights)
+
+    stacks = {name: stack(weights["stacks"][name], changes) for name, changes in adapters["stacks"].items()}
     return {**weights, "stacks": weights["stacks"] | stacks}

@@ -35,7 +35,8 @@ def sft_sums(
     """
     weights, adapters = (params, None) if frozen is None else (frozen.weights, Adapters(params, frozen.scale))
     inputs = batch["tokens"], batch["segment_ids"], batch["positions"]
-    dtype = None if stage.dtype == "float32" else jnp.dtype(stage.dtype)
+    as_they_are = stage.dtype == "float32" and frozen is None  # learned weights are float32, frozen ones any type
+    dtype = None if as_they_are else jnp.dtype(stage.dtype)
     hidden, uneven = decoder.forward_with_balance(
         config, weights, *inputs, remat=stage.remat, mesh=mesh, dtype=dtype, adapters=adapters,
         balanced=stage.balance_loss > 0,
