@@ -61,8 +61,8 @@ def ours(folder: Path) -> None:
     from distill.training.state import initial_state
     from distill.training.step import make_step
 
-    remat, mesh = {"A": "full", "B": "dots"}[folder.name], make_mesh()
-    stage = Stage(init="-", steps=1000, batch_size=ROWS, learning_rate=LEARNING_RATE, remat=remat)
+    stage = Stage(init="-", steps=1000, batch_size=ROWS, learning_rate=LEARNING_RATE, remat="dots")
+    mesh = make_mesh()
     optimizer = make_optimizer(stage, 1000)
     config, state, where, _ = initial_state(folder / "params", stage, optimizer, mesh)
     run, ids = make_step(config, stage, optimizer, mesh, where), token_ids().astype(np.int32)
