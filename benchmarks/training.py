@@ -3,7 +3,7 @@
     python -m venv peers && peers/bin/pip install torch transformers trl
     .venv/bin/python benchmarks/training.py --peers peers/bin/python
 
-Models A (12M parameters) and B (110M), batch 8 × 256, float32, AdamW, a clip of the norm. All trainers are alive at
+Models A (15M parameters) and B (110M), batch 8 × 256, float32, AdamW, a clip of the norm. All trainers are alive at
 the same time and take turns, a step each, so that what else the machine does meets all alike; the ratios are medians
 of the rounds' own. Memory is the peak of a process, its libraries included. Ours keeps the products with weights for
 the backward pass (`remat: dots`).

@@ -83,18 +83,16 @@ def fit(init: Path, examples: Examples, folder: Path, stage: Stage, name: str, *
         config, state, where, frozen = initial_state(init, stage, optimizer, mesh)
         first, state = kept.restore(state, where)
         kept.forget_metrics_after(first)
-        run, watch, judged = (
-            make_step(config, stage, optimizer, mesh, where, frozen),
-            Watch(name, loader, stage.spike),
-            {},
-        )
+        run, watch = make_step(config, stage, optimizer, mesh, where, frozen), Watch(name, loader, stage.spike)
+        judged: dict[str, float] = {}
         judge = apart and make_judge(config, stage, apart, loader.length, mesh, where.params, frozen)
         with Log(kept.metrics, name, stage, config, loader, first, steps) as log:
             for step in range(first + 1, steps + 1):
                 batch = spread(lambda part, step=step: loader.batch(step - 1, part), stage.batch_size, sharding)
                 state, metrics = run(state, batch)
                 watch.add(step, metrics)
-                stopping = in_any(bool(told))  # read once: a signal that comes later finds the next step
+                # Read once: a signal that comes later finds the next step, or the end.
+                stopping = in_any(bool(told)) and step < steps
                 saving = stopping or (step % stage.checkpoint_every == 0 and step < steps)
                 judging = judge and not stopping and (saving or step % stage.held_out_every == 0 or step == steps)
                 logging = step % stage.log_every == 0 or step in (1, steps)
