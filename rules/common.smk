@@ -30,6 +30,9 @@ def read_recipe_or_exit():
         recipe = load_recipe(config)
         files = {"prompts": dataset_files(recipe.prompts, "prompts")}
         files["evaluation"] = dataset_files(recipe.evaluation, "evaluation") if recipe.evaluation else []
+        for name, stage in recipe.stages.items():
+            parts = [part for part in stage.data if part.published]
+            files[f"stages.{name}"] = [file for part in parts for file in dataset_files(part, f"stages.{name}.data")]
         for name, model in recipe.models.items():
             files[name] = model_files(model, name)
             tokenizer_files(model, name)
@@ -199,6 +202,11 @@ def completion_files(wildcards):
 # Stages and scores --------------------------------------------------------------------------------------------
 
 
+def from_prompts(stage):
+    """Whether a stage, or one that it builds on, learns what comes of the recipe's prompts."""
+    return any(not part.published for name in RECIPE.lineage(stage) for part in RECIPE.stages[name].data)
+
+
 def once_indexed(paths):
     """An input function that gives `paths` when the index is there, and asks for the index until then.
 
@@ -222,9 +230,18 @@ def init_of(wildcards):
 
 
 def training_data(wildcards):
-    """A stage's data: the dataset's folder, or the prompt files with the original answers."""
-    original = RECIPE.stages[wildcards.stage].data == "original"
-    return prompt_files(wildcards) if original else f"{RUN}/dataset"
+    """What the run itself makes of a stage's data: the dataset's folder, the prompts with the original answers."""
+    if not from_prompts(wildcards.stage):
+        return []
+    index_file(wildcards)  # see `once_indexed`
+    sources = {part.source for part in RECIPE.stages[wildcards.stage].data}
+    dataset = [f"{RUN}/dataset"] if "generated" in sources else []
+    return dataset + (prompt_files(wildcards) if "original" in sources else [])
+
+
+def published_files(wildcards):
+    """The local files among a stage's data."""
+    return FILES[f"stages.{wildcards.stage}"]
 
 
 def scored_params(wildcards):

@@ -1,6 +1,6 @@
 """Students.
 
-in:  params/ of the stage's init, its data: dataset/, or prompts/{batch}.jsonl with the original answers
+in:  params/ of the stage's init, its data: dataset/, prompts/{batch}.jsonl with the original answers, published sets
 out: students/{stage}/params/, final.json, metrics.jsonl; steps/ beside them is the loop's own
 """
 
@@ -8,7 +8,8 @@ out: students/{stage}/params/, final.json, metrics.jsonl; steps/ beside them is 
 rule train:
     input:
         init=init_of,
-        data=once_indexed(training_data),
+        data=training_data,
+        published=published_files,
     output:
         params=directory("<run>/students/{stage}/params"),
         final="<run>/students/{stage}/final.json",

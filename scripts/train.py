@@ -6,7 +6,7 @@ import click
 
 from distill.config import Stage
 from distill.errors import explained
-from distill.parallel.runtime import start
+from distill.parallel.runtime import join, start
 from distill.parent import leave_with_parent
 from distill.training.loop import train
 
@@ -20,16 +20,16 @@ PATH = click.Path(path_type=Path)
 @click.option("--template", type=click.Choice(["tokenizer", "none"]), required=True, help="chat template")
 @click.option("--max-length", type=int, required=True, help="longer examples are dropped, in tokens")
 @click.option("--folder", type=PATH, required=True, help="the student's folder")
-@click.argument("data", type=PATH, nargs=-1, required=True)
+@click.argument("data", type=PATH, nargs=-1)
 def main(init: Path, stage: str, name: str, template: str, max_length: int, folder: Path, data: tuple[Path]) -> None:
-    """Train one stage's student on DATA: a dataset folder, or prompt files with the original answers."""
+    """Train one stage's student on DATA, as it needs them: a dataset folder, prompt files with original answers."""
     with explained():
         leave_with_parent()
         start()
-        if data[0].is_dir():
-            data = sorted(data[0].glob("data/*.parquet"))
+        join()
+        files = [file for path in data for file in (sorted(path.glob("data/*.parquet")) if path.is_dir() else [path])]
         settings = Stage.model_validate_json(stage)
-        train(init, list(data), folder, settings, name, template=template, max_length=max_length)
+        train(init, files, folder, settings, name, template=template, max_length=max_length)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def _filled(array: np.ndarray) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("mesh", "remat"), compiler_options=QUICKLY)
-def logits(config, params, case, *, mesh=None, remat=False):
+def logits(config, params, case, *, mesh=None, remat="none"):
     """Logits of a case's inputs (tokens, segments, positions), with the weights in either layout."""
     hidden = decoder.forward(config, params, *case, mesh=mesh, remat=remat)
     return decoder.logits(config, params, hidden)

@@ -40,6 +40,18 @@ def changed(path: str, value: object) -> dict:
         ("stages.sft.init", "sft", "stages form a cycle: sft → sft"),
         ("stages.teacher", {"init": "student", "steps": 1}, "teacher: both a model and a stage"),
         ("stages.sft.objective", "logits", "objective logits is not built yet"),
+        ("stages.sft.data", "generatd", "'generatd' is neither generated nor original (did you mean generated?)"),
+        ("stages.sft.data", [{"sorce": "a.jsonl"}], "data.0.sorce is not a setting (did you mean source?)"),
+        ("stages.sft.data", [{"source": "original", "split": "test"}], "original is made by the recipe"),
+        ("stages.sft.data", [{"source": "original"}, {"source": "./a.jsonl", "weight": 2}], "original has no weight"),
+        ("stages.sft.micro_batch_size", 3, "micro_batch_size (3) must divide batch_size (8)"),
+        ("stages.sft.mesh", {"data": -1, "fsdp": -1}, "data and fsdp are both -1: one axis can take what is left"),
+        ("stages.sft.mesh", {"tensor": 0}, "tensor is 0: give 1 or more devices, or -1"),
+        ("stages.sft.lora", {"rnk": 8}, "stages.sft.lora.rnk is not a setting (did you mean rank?)"),
+        ("stages.sft", {"init": "student", "steps": 9, "optimizer": "adafactor", "beta1": 0.8}, "does not use beta1"),
+        ("stages.sft.select", "best", "select: best needs held_out"),
+        ("stages", {"a": {"init": "student", "steps": 1, "seeds": [0]}, "b": {"init": "a", "steps": 1, "seeds": [1]}},
+         "stages.b.seeds: a has seeds, and a stage for each: leave these out"),
         ("stages.sft.epochs", 1, "give either steps or epochs"),
         ("stages.sft.warmup_steps", 10, "warmup_steps (10) must be smaller than steps (10)"),
         ("run", "a/b", "run: 'a/b' must be a plain name"),
@@ -115,3 +127,18 @@ def test_every_recipe_in_the_repository_is_valid(root: Path) -> None:
     for path in sorted((root / "recipes").glob("*.yaml")):
         assert read_recipe(path).run == path.stem
         assert yaml.safe_load(path.read_text())["run"] == path.stem
+
+
+def test_a_stage_with_seeds_is_a_stage_for_each(tmp_path: Path) -> None:
+    stages = {
+        "sft": {"init": "student", "steps": 10, "seeds": [0, 7]},
+        "original": {"init": "sft", "steps": 5, "data": "original"},
+        "other": {"init": "student", "steps": 5},
+    }
+    recipe = load_recipe(RECIPE | {"stages": stages})
+    found = {name: (stage.init, stage.seed) for name, stage in recipe.stages.items()}
+    assert found == {
+        "sft-seed0": ("student", 0), "sft-seed7": ("student", 7), "original-seed0": ("sft-seed0", 0),
+        "original-seed7": ("sft-seed7", 7), "other": ("student", 0),
+    }  # fmt: skip
+    assert load_recipe(recipe.model_dump(mode="json")) == recipe

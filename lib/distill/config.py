@@ -15,8 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from distill.errors import DistillError
 from distill.files import digest
+from distill.seeds import with_seeds
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+MADE_HERE = ("generated", "original")  # data that a recipe's own prompts give
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
@@ -170,16 +172,79 @@ class Dataset(Settings):
     license: str | None = Field(None, description="written on the card; unknown when left out")
 
 
+class Part(Source):
+    """A source of a stage's data: `generated`, `original`, or a dataset of conversations that have answers."""
+
+    weight: float | None = Field(None, gt=0, description="share of the rows; in proportion to its size when left out")
+
+    @property
+    def published(self) -> bool:
+        """Whether it is a dataset of its own, apart from the recipe's prompts."""
+        return self.source not in MADE_HERE
+
+    @model_validator(mode="after")
+    def _plain(self) -> "Part":
+        if not self.published and (odd := self.model_fields_set - {"source", "weight"}):
+            changed = [name for name in sorted(odd) if getattr(self, name) != type(self).model_fields[name].default]
+            if changed:
+                raise ValueError(f"{self.source} is made by the recipe and has no {', '.join(changed)}: leave it out")
+        return self
+
+
+class Lora(Settings):
+    """Low-rank adapters (arXiv 2106.09685) are trained in place of the weights, and merged into them at the end."""
+
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(32.0, gt=0, description="what A·B is multiplied by, times the rank")
+    targets: tuple[str, ...] | None = Field(
+        None, description="weights of a layer, such as q, v; all of attention and feed-forward when left out"
+    )
+
+
+class MeshShape(Settings):
+    """Devices along each axis; one axis may be -1, which fills it. Left out, `fsdp` is filled."""
+
+    data: int = 1
+    fsdp: int | None = None
+    expert: int = 1
+    tensor: int = 1
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Every axis with its size."""
+        others = {"data": self.data, "expert": self.expert, "tensor": self.tensor}
+        return others | {"fsdp": (1 if -1 in others.values() else -1) if self.fsdp is None else self.fsdp}
+
+    @model_validator(mode="after")
+    def _sizes(self) -> "MeshShape":
+        sizes = self.sizes
+        if odd := {axis: size for axis, size in sizes.items() if size < 1 and size != -1}:
+            axis, size = next(iter(odd.items()))
+            raise ValueError(f"{axis} is {size}: give 1 or more devices, or -1 for all that are left")
+        if len(open_axes := [axis for axis, size in sizes.items() if size == -1]) > 1:
+            raise ValueError(f"{' and '.join(open_axes)} are both -1: one axis can take what is left")
+        return self
+
+
 class Stage(Settings):
     """One training run. `init` is a model or an earlier stage."""
 
     init: str
-    data: Literal["generated", "original"] = "generated"
+    data: tuple[Part, ...] = Field((Part(source="generated"),), min_length=1)
+    loss_on: Literal["completion", "assistant"] = Field(
+        "completion", description="the last turn, or an assistant's all"
+    )
+    overlong: Literal["drop", "cut"] = Field("drop", description="what happens to examples over max_length")
     objective: Literal["sft"] = "sft"
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
-    batch_size: int = Field(8, gt=0)
-    max_length: int | None = Field(None, gt=1, description="longer examples are dropped; generation's by default")
+    batch_size: int = Field(8, gt=0, description="rows of a step, on all devices together")
+    micro_batch_size: int | None = Field(None, gt=0, description="rows computed at a time; all when left out")
+    packing: bool = Field(False, description="several examples share a row of max_length tokens")
+    max_length: int | None = Field(None, gt=1, description="tokens of an example; generation's by default")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="computed in; learned weights are float32")
+    remat: Literal["none", "dots", "full"] = Field("full", description="what the backward pass computes again")
+    optimizer: Literal["adamw", "adafactor", "lion"] = "adamw"
     learning_rate: float = Field(1e-5, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: int = Field(0, ge=0)
@@ -188,9 +253,45 @@ class Stage(Settings):
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     clip_norm: float = Field(1.0, gt=0)
+    z_loss: float = Field(0.0, ge=0, description="weight of log² Z beside the NLL")
+    balance_loss: float = Field(0.0, ge=0, description="weight of how unevenly experts are asked")
+    lora: Lora | None = None
+    mesh: MeshShape = MeshShape()
     seed: int = 0
+    seeds: tuple[int, ...] | None = Field(None, min_length=1, description="a stage for each: {name}-seed{seed}")
     checkpoint_every: int = Field(500, gt=0)
+    keep: int = Field(2, gt=0, description="newest checkpoints that are there at a time, beside the best")
     log_every: int = Field(10, gt=0)
+    tensorboard: bool = Field(False, description="also write the metrics for TensorBoard; needs tensorboardX")
+    held_out: int = Field(0, ge=0, description="examples that are kept apart to be asked for their loss")
+    held_out_every: int = Field(500, gt=0, description="also asked whenever a checkpoint is saved")
+    select: Literal["last", "best"] = Field("last", description="which step is the result; best by held-out loss")
+    spike: float | None = Field(None, gt=1, description="a loss so many times the usual one ends the run")
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_or_more(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            if data not in MADE_HERE:
+                raise ValueError(
+                    f"{data!r} is neither generated nor original{did_you_mean(data, MADE_HERE)}: "
+                    "a dataset goes into a list, `- source: ...`"
+                )
+            return ({"source": data},)
+        return data
+
+    @field_validator("data")
+    @classmethod
+    def _all_weights_or_none(cls, data: tuple[Part, ...]) -> tuple[Part, ...]:
+        if 0 < sum(part.weight is not None for part in data) < len(data):
+            without = next(part.source for part in data if part.weight is None)
+            raise ValueError(f"{without} has no weight and others have: give all of them one, or none")
+        return data
+
+    @property
+    def data_in_words(self) -> str:
+        """`generated`, or its sources with their weights."""
+        return " + ".join(f"{part.weight:g} {part.source}" if part.weight else part.source for part in self.data)
 
     @model_validator(mode="before")
     @classmethod
@@ -206,6 +307,18 @@ class Stage(Settings):
             raise ValueError("give either steps or epochs")
         if self.steps is not None and self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than steps ({self.steps})")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Stage":
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size})")
+        plain = type(self).model_fields
+        unused = {"adafactor": ("beta1", "beta2")}.get(self.optimizer, ())
+        if odd := [name for name in unused if getattr(self, name) != plain[name].default]:
+            raise ValueError(f"optimizer {self.optimizer} does not use {' and '.join(odd)}: remove it")
+        if self.select == "best" and not self.held_out:
+            raise ValueError("select: best needs held_out, the number of examples to judge by")
         return self
 
 
@@ -237,6 +350,11 @@ class Recipe(Settings):
     stages: dict[str, Stage]
     evaluation: Evaluation | None = None
     report: Report = Report()
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _a_stage_for_each_seed(cls, stages: Any) -> Any:
+        return with_seeds(stages) if isinstance(stages, dict) else stages
 
     @field_validator("run")
     @classmethod

@@ -29,7 +29,7 @@ def plan(recipe: Recipe, index: Path) -> dict[str, Any]:
         "prompts": prompts,
         "samples_a_prompt": recipe.generation.num_generations,
         "samples": samples,
-        "stages": {name: {"init": stage.init, "data": stage.data} for name, stage in recipe.stages.items()},
+        "stages": {name: {"init": stage.init, "data": stage.data_in_words} for name, stage in recipe.stages.items()},
         "folder": str(recipe.folder),
     }
 

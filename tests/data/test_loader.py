@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.data.loader import Loader, permutation
+from distill.data.loader import Loader
 from distill.data.masking import Examples
+from distill.data.rows import permutation
 
 
 def examples(*pairs: tuple[list[int], list[int]]) -> Examples:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tokenizers_for_tests import ZEPHYR, byte_tokenizer
 
-from distill.data.masking import training_examples
+from distill.data.masking import joined, training_examples
 from distill.errors import DistillError
 from distill.text.chat import example_tokens
 from distill.text.tokenizer import Tokenizer, load_tokenizer
@@ -47,6 +47,28 @@ def test_no_example_left_is_an_error_with_the_counts(tokenizer: Tokenizer) -> No
         training_examples([chat("q", "a"), chat("q", "b")], tokenizer, "tokenizer", 3)
     with pytest.raises(DistillError, match=r"no example is left to train on \(no rows"):
         training_examples([], tokenizer, "tokenizer", 3)
+
+
+def test_what_is_cut_is_counted_and_may_have_nothing_left(tokenizer: Tokenizer) -> None:
+    whole, _ = example_tokens(tokenizer, chat("q", "abcdef"), "tokenizer")
+    limit = len(whole) - 2
+    conversations = [chat("q", "ab"), chat("q", "abcdef"), chat("q" * 50, "a")]
+    examples = training_examples(conversations, tokenizer, "tokenizer", limit, overlong="cut")
+    assert (len(examples), examples.cut, examples.dropped) == (2, 1, {"nothing_to_learn": 1})
+    assert examples[1][0].tolist() == whole[:limit]
+
+
+def test_sources_are_joined_with_their_weights(tokenizer: Tokenizer) -> None:
+    one, two = (
+        training_examples([chat(letter, letter * i) for i in range(1, 4)], tokenizer, "tokenizer", 1000)
+        for letter in "ab"
+    )
+    whole = joined([one, two.taken(np.asarray([True, False, True]))], [3.0, 1.0])
+    assert whole.parts == ((3, 3.0), (2, 1.0))
+    wanted = [(one, 0), (one, 1), (one, 2), (two, 0), (two, 2)]
+    assert [whole[i][0].tolist() for i in range(5)] == [part[i][0].tolist() for part, i in wanted]
+    assert joined([one, two], [None, None]).parts == ((6, 1.0),)
+    assert whole.taken(np.asarray([True, False, False, True, True])).parts == ((1, 3.0), (2, 1.0))
 
 
 def test_chunks_make_no_difference(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

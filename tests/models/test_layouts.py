@@ -41,13 +41,13 @@ def test_gradients_do_not_depend_on_layout_or_recomputation() -> None:
     inputs = (packed.tokens, packed.segments, packed.positions)
 
     @partial(jax.jit, static_argnums=1, compiler_options=QUICKLY)
-    def gradient(params: decoder.Params, remat: bool) -> decoder.Params:
+    def gradient(params: decoder.Params, remat: str) -> decoder.Params:
         def loss(params: decoder.Params) -> jax.Array:
             return jax.nn.log_softmax(logits.__wrapped__(config, params, inputs, remat=remat))[0, :96, 3].mean()
 
         return jax.grad(loss)(params)
 
-    plain = gradient(params, False)
-    scanned = decoder.unstack(config, gradient(decoder.stack(config, copied(params)), True))
+    plain = gradient(params, "none")
+    scanned = decoder.unstack(config, gradient(decoder.stack(config, copied(params)), "full"))
     for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(scanned), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * max(1.0, float(np.abs(one).max())))

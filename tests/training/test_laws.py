@@ -7,16 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from golden_models import QUICKLY
 from tiny_models import tiny_config
 
 from distill.config import Stage
+from distill.data.loader import Loader
+from distill.data.masking import Examples
 from distill.models import decoder
 from distill.models.families import config_from_hf
 from distill.parallel.mesh import make_mesh
-from distill.training.losses import chunked_nll, masked_sum, token_nll
+from distill.training.losses import chunked_sums, masked_sum, token_nll, token_sums
 from distill.training.optimizer import learning_rate, make_optimizer
 from distill.training.state import State, param_shardings
-from distill.training.step import make_step, sft_loss
+from distill.training.step import gradient as slopes
+from distill.training.step import make_step, mean_loss
 
 CONFIG = config_from_hf(tiny_config())
 
@@ -27,7 +31,10 @@ def fresh() -> decoder.Params:
 
 
 PARAMS = fresh()
-gradient = jax.jit(jax.value_and_grad(lambda params, batch: sft_loss(CONFIG, params, batch)))
+STAGE = Stage(init="-", steps=10)
+compiled = partial(jax.jit, compiler_options=QUICKLY)
+plain = compiled(partial(slopes, CONFIG, stage=STAGE))
+gradient = compiled(jax.value_and_grad(lambda params, batch: mean_loss(CONFIG, params, batch, STAGE)[0]))
 
 
 def batch(lengths: list[int], width: int, prompt: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
@@ -64,6 +71,81 @@ def test_packing_changes_neither_loss_nor_gradient() -> None:
     assert_close(left[1], right[1])
 
 
+def test_packed_rows_have_the_loss_and_gradient_of_padded_ones() -> None:
+    random, lengths = np.random.default_rng(0), [9, 13, 6, 17, 4, 11, 8]
+    offsets = np.cumsum([0, *lengths], dtype=np.int64)
+    mask = np.concatenate([np.arange(n) >= 3 for n in lengths]).astype(np.uint8)
+    examples = Examples(random.integers(6, 35, offsets[-1]).astype(np.int32), mask, offsets, {})
+    padded, packed = Loader(examples, 7, 0), Loader(examples, 3, 0, 24, packing=True)
+    assert packed.rows.per_epoch == 3
+    left, right = (gradient(PARAMS, loader.batch(0)) for loader in (padded, packed))
+    assert left[0] == pytest.approx(float(right[0]), abs=1e-6)
+    assert_close(left[1], right[1])
+
+
+def test_the_gradient_is_the_same_however_the_batch_is_split() -> None:
+    """Rows that teach 1 to 12 tokens: a mean of the parts' means would weigh the short ones too much."""
+    data, stage = batch([3, 14, 7, 10], 16), STAGE.model_copy(update={"micro_batch_size": 2})
+    split, at_once = compiled(partial(slopes, CONFIG, stage=stage))(PARAMS, data), plain(PARAMS, data)
+    assert_close(split[0], at_once[0])
+    assert_close(split[1], at_once[1])
+
+
+def test_what_is_computed_again_changes_nothing() -> None:
+    data, stage = batch([8, 12], 16), STAGE.model_copy(update={"remat": "dots"})
+    kept, again = compiled(partial(slopes, CONFIG, stage=stage))(PARAMS, data), plain(PARAMS, data)
+    assert_close(kept[0], again[0])
+
+
+def test_bfloat16_computes_and_float32_remembers() -> None:
+    data, stage = batch([8, 12], 16), STAGE.model_copy(update={"dtype": "bfloat16"})
+    found, metrics = compiled(partial(slopes, CONFIG, stage=stage))(PARAMS, data)
+    exact, wanted = plain(PARAMS, data)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"float32"}
+    assert float(metrics["loss"]) == pytest.approx(float(wanted["loss"]), rel=5e-3)
+    assert float(metrics["loss"]) != float(wanted["loss"])
+    apart = optax.tree.norm(jax.tree.map(jnp.subtract, found, exact)) / optax.tree.norm(exact)
+    assert 0 < float(apart) < 0.03
+    # A change far under bfloat16's resolution of the weights is not lost.
+    optimizer, mesh = optax.sgd(1e-4), make_mesh(devices=jax.devices()[:1])
+    where = State(param_shardings(CONFIG, PARAMS, mesh), optimizer.init(PARAMS))
+    state = State(jax.device_put(fresh(), where.params), where.optimizer)
+    after, _ = make_step(CONFIG, stage, optimizer, mesh, where)(state, data)
+    assert_close(jax.tree.map(lambda a, b: (a - b) / 1e-4, PARAMS, after.params), found, atol=2e-3)
+
+
+def test_accuracy_is_the_share_of_tokens_that_were_likeliest() -> None:
+    data = batch([8, 12], 16)
+    logits = decoder.logits(CONFIG, PARAMS, decoder.forward(CONFIG, PARAMS, data["tokens"], data["segment_ids"]))
+    right = (logits.argmax(-1) == data["targets"])[data["mask"] > 0].mean()
+    _, metrics = mean_loss(CONFIG, PARAMS, data, STAGE)
+    assert float(metrics["accuracy"]) == pytest.approx(float(right))
+
+
+def test_z_loss_is_log_z_squared() -> None:
+    logits = jax.random.normal(jax.random.key(0), (2, 3, 40)) * 3
+    targets, mask = jnp.zeros((2, 3), jnp.int32), jnp.asarray([[1.0, 1, 0], [0, 1, 1]])
+    sums = token_sums(logits, targets, mask, 0.1)
+    wanted = 0.1 * (jax.nn.logsumexp(logits, axis=-1) ** 2 * mask).sum()
+    assert float(sums.loss - sums.nll) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_eos_is_learned_where_it_is_also_the_pad() -> None:
+    """Id 0 ends every answer and fills every row behind it: the mask, not the id, says what counts."""
+    data, params = batch([8, 12], 16), PARAMS
+    for row, end in enumerate((7, 11)):
+        data["targets"][row, end] = 0
+    for _ in range(40):
+        slope, _ = plain(params, data)
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, slope)
+    logits = decoder.logits(CONFIG, params, decoder.forward(CONFIG, params, data["tokens"], data["segment_ids"]))
+    assert logits.argmax(-1)[[0, 1], [7, 11]].tolist() == [0, 0]
+    padded = plain(params, data)[0]
+    for name in ("tokens", "targets"):
+        data[name][data["segment_ids"] == 0] = 9  # whatever stands there
+    assert_close(plain(params, data)[0], padded, atol=0)
+
+
 def test_the_mean_is_over_tokens_not_over_rows() -> None:
     both = batch([4, 14], 16)
     short, long = ({name: array[i : i + 1] for name, array in both.items()} for i in (0, 1))
@@ -89,15 +171,21 @@ def test_nll_is_minus_log_softmax_in_float64() -> None:
     np.testing.assert_allclose(token_nll(logits, targets), wanted, atol=1e-5)
 
 
-def test_the_gradient_is_the_slope_of_the_loss() -> None:
-    data = batch([8, 12], 16)
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+def test_the_gradient_is_the_slope_of_the_loss(z_loss: float) -> None:
+    """Central differences in float64, the norms, the attention and the loss included."""
+    data, stage = batch([8, 12], 16), STAGE.model_copy(update={"z_loss": z_loss})
     with jax.enable_x64(True):
         params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), PARAMS)
         along = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.size), a.shape, jnp.float64), params)
-        loss = jax.jit(lambda t: sft_loss(CONFIG, jax.tree.map(lambda p, d: p + t * d, params, along), data))
-        slope = float(jax.jit(jax.grad(loss))(0.0))
-        step = 2e-4  # the norms and the loss itself are computed in float32
-        assert slope == pytest.approx(float(loss(step) - loss(-step)) / (2 * step), rel=2e-3)
+
+        def loss(t: jax.Array) -> jax.Array:
+            moved = jax.tree.map(lambda p, d: p + t * d, params, along)
+            return mean_loss(CONFIG, moved, data, stage)[0]
+
+        slope, loss = float(compiled(jax.grad(loss))(0.0)), compiled(loss)
+        step = 1e-6
+        assert slope == pytest.approx(float(loss(step) - loss(-step)) / (2 * step), rel=1e-8)
 
 
 @pytest.mark.parametrize("shape", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
@@ -107,7 +195,7 @@ def test_a_step_on_eight_devices_is_the_step_on_one(shape: dict[str, int]) -> No
     for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(shape)):
         where = State(param_shardings(CONFIG, PARAMS, mesh), optimizer.init(PARAMS))
         state = State(jax.device_put(fresh(), where.params), where.optimizer)
-        run = make_step(CONFIG, optimizer, mesh, where)
+        run = make_step(CONFIG, STAGE, optimizer, mesh, where)
         for _ in range(2):
             state, metrics = run(state, data)
         after.append((jax.device_get(state.params), float(metrics["loss"])))
@@ -147,7 +235,7 @@ def test_chunks_change_neither_loss_nor_gradient(chunk: int | None, softcap: flo
         return masked_sum(token_nll(score(hidden, head), data["targets"]), data["mask"])[0] / 7
 
     def chunked(hidden: jax.Array, head: jax.Array) -> jax.Array:
-        return chunked_nll(score, hidden, head, data["targets"], data["mask"], chunk) / 7
+        return chunked_sums(score, hidden, head, data["targets"], data["mask"], 0.0, chunk).loss / 7
 
     both = [jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(hidden, PARAMS["embed"]) for f in (whole, chunked)]
     assert float(both[0][0]) == pytest.approx(float(both[1][0]), abs=1e-6)
@@ -158,6 +246,6 @@ def test_chunks_change_neither_loss_nor_gradient(chunk: int | None, softcap: flo
 def test_scores_are_never_held_for_all_positions_at_once() -> None:
     hidden, head = jnp.zeros((4, 512, 32)), jnp.zeros((32000, 32))
     targets, mask = jnp.zeros((4, 512), jnp.int32), jnp.ones((4, 512))
-    loss = lambda hidden, head: chunked_nll(partial(decoder.scores, CONFIG), hidden, head, targets, mask)  # noqa: E731
+    loss = lambda hidden, head: chunked_sums(partial(decoder.scores, CONFIG), hidden, head, targets, mask).loss  # noqa: E731
     used = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head).compile().memory_analysis()
     assert used.temp_size_in_bytes < 4 * 512 * 32000 * 4 / 2

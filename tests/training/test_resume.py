@@ -3,8 +3,11 @@
 import json
 import os
 import signal
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from filelock import FileLock
@@ -12,13 +15,17 @@ from tiny_models import tiny_llama
 
 from distill.checkpoints.convert import import_checkpoint
 from distill.checkpoints.info import read_info
-from distill.config import Stage
+from distill.checkpoints.store import load_weights
+from distill.config import MeshShape, Stage
 from distill.data.loader import Loader
 from distill.data.masking import Examples
 from distill.errors import DistillError
 from distill.files import read_json, read_jsonl
-from distill.training import loop
+from distill.training import turn
+from distill.training.held_out import split
 from distill.training.loop import fit
+from distill.training.step import mean_loss
+from distill.training.watch import Watch
 
 STAGE = Stage(init="-", steps=12, batch_size=8, learning_rate=3e-3, warmup_steps=2, checkpoint_every=4, log_every=3)
 
@@ -54,10 +61,10 @@ def disturb(monkeypatch: pytest.MonkeyPatch, step: int, what) -> None:
     """Do `what` when batch `step` is asked for."""
     batch = Loader.batch
 
-    def disturbed(self: Loader, index: int) -> dict:
+    def disturbed(self: Loader, index: int, part: slice) -> dict:
         if index == step:
             what()
-        return batch(self, index)
+        return batch(self, index, part)
 
     monkeypatch.setattr(Loader, "batch", disturbed)
 
@@ -78,7 +85,7 @@ def same(left: Path, right: Path) -> None:
     assert read_info(left / "params").digest == read_info(right / "params").digest
     final = [{k: v for k, v in read_json(f / "final.json").items() if k != "seconds"} for f in (left, right)]
     assert final[0] == final[1]
-    timed = ("seconds", "tokens_per_second")
+    timed = ("seconds", "seconds_left", "tokens_per_second")
     rows = [
         [{k: v for k, v in row.items() if k not in timed} for row in read_jsonl(f / "metrics.jsonl")]
         for f in (left, right)
@@ -103,7 +110,7 @@ def test_sigterm_saves_the_step_it_is_at(init, examples, undisturbed, tmp_path, 
     asked = []
     with monkeypatch.context() as patch:
         batch = Loader.batch
-        patch.setattr(Loader, "batch", lambda self, index: asked.append(index) or batch(self, index))
+        patch.setattr(Loader, "batch", lambda self, index, part: asked.append(index) or batch(self, index, part))
         fit(init, examples, tmp_path, STAGE, "sft")
     assert asked == [7, 8, 9, 10, 11]
     same(tmp_path, undisturbed)
@@ -129,7 +136,7 @@ def test_other_settings_start_over(init, examples, tmp_path, monkeypatch) -> Non
     cut_at(6, init, examples, tmp_path, monkeypatch)
     asked = []
     batch = Loader.batch
-    monkeypatch.setattr(Loader, "batch", lambda self, index: asked.append(index) or batch(self, index))
+    monkeypatch.setattr(Loader, "batch", lambda self, index, part: asked.append(index) or batch(self, index, part))
     fit(init, examples, tmp_path, STAGE.model_copy(update={"learning_rate": 1e-3}), "sft")
     assert asked[0] == 0
 
@@ -149,7 +156,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_is_not_saved(init, examples
 
 
 def test_a_second_trainer_is_kept_out_and_told_who_is_there(init, examples, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(loop, "PATIENCE", 0.2)
+    monkeypatch.setattr(turn, "PATIENCE", 0.2)
     (tmp_path / "steps.pid").write_text("4711\n")
     with FileLock(tmp_path / "steps.lock"), pytest.raises(DistillError, match="process 4711 is training in"):
         fit(init, examples, tmp_path, STAGE, "sft")
@@ -163,6 +170,87 @@ def test_metrics_hold_what_was_learned(undisturbed, examples) -> None:
     learned = sum(int(Loader(examples, 8, 0).batch(step)["mask"].sum()) for step in range(12))
     assert rows[-1]["tokens"] == read_json(undisturbed / "final.json")["tokens"] == learned
     assert json.loads((undisturbed / "final.json").read_text())["examples"] == len(examples)
+
+
+def test_a_run_goes_on_over_another_mesh_and_in_other_parts(init, examples, undisturbed, tmp_path, monkeypatch) -> None:
+    """Not to the bit, since sums have another order, but to the same student."""
+    cut_at(6, init, examples, tmp_path, monkeypatch)
+    asked = []
+    batch = Loader.batch
+    monkeypatch.setattr(Loader, "batch", lambda self, index, part: asked.append(index) or batch(self, index, part))
+    other = {"mesh": MeshShape(data=2, fsdp=2, tensor=2), "micro_batch_size": 4, "remat": "none", "log_every": 1}
+    fit(init, examples, tmp_path, STAGE.model_copy(update=other), "sft")
+    assert asked[0] == 4
+    (_, one), (_, two) = (load_weights(folder / "params") for folder in (tmp_path, undisturbed))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one, two)
+
+
+def test_the_best_step_by_held_out_loss_is_kept_and_chosen(init, examples, tmp_path) -> None:
+    """A rate that grows wild towards the end: the best step is not among the newest two."""
+    wild = {"held_out": 2, "held_out_every": 1, "checkpoint_every": 1, "select": "best", "learning_rate": 0.3}
+    stage = STAGE.model_copy(update=wild | {"schedule": "constant", "warmup_steps": 11})
+    fit(init, examples, tmp_path, stage, "sft")
+    rows, final = read_jsonl(tmp_path / "metrics.jsonl"), read_json(tmp_path / "final.json")
+    losses = {row["step"]: row["held_out_loss"] for row in rows}
+    best = min(losses, key=losses.get)
+    assert best < 10
+    assert (final["step"], final["held_out_loss"]) == (best, losses[best])
+    assert rows[0]["held_out_perplexity"] == pytest.approx(np.exp(rows[0]["held_out_loss"]))
+    assert final["examples"] == 10
+    _, chosen = load_weights(tmp_path / "params", scanned=True)
+    apart = split(examples, 2, "sft")[1]
+    loader = Loader(apart, 2, 0, Loader(examples, 1, 0).length)
+    loss, _ = mean_loss(load_weights(init)[0], chosen, loader.batch(0), stage)
+    assert float(loss) == pytest.approx(losses[best], abs=1e-5)
+
+
+def test_what_is_held_out_is_the_same_for_every_seed_and_never_trained(examples) -> None:
+    train, apart = split(examples, 3, "sft")
+    assert (len(train), len(apart)) == (7, 3)
+    whole = sorted(tuple(examples[i][0].tolist()) for i in range(10))
+    assert sorted(tuple(part[i][0].tolist()) for part in (train, apart) for i in range(len(part))) == whole
+    with pytest.raises(DistillError, match="held_out is 10, there are 10 examples: lower it"):
+        split(examples, 10, "sft")
+
+
+def test_tensorboard_has_what_the_metrics_have(init, examples, tmp_path) -> None:
+    stage = STAGE.model_copy(update={"tensorboard": True})
+    if find_spec("tensorboardX") is None:
+        with pytest.raises(DistillError, match="tensorboard: true needs tensorboardX: pip install tensorboardX"):
+            fit(init, examples, tmp_path, stage, "sft")
+        return
+    fit(init, examples, tmp_path, stage, "sft")
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"grad_norm" in events.read_bytes()
+
+
+def test_a_spike_ends_the_run_with_step_and_batch_named(examples) -> None:
+    watch = Watch("sft", Loader(examples, 4, 0), 3.0)
+    for step in range(1, 101):
+        watch.add(step, {"loss": 2.0, "grad_norm": 1.0})
+    watch.add(101, {"loss": 6.1, "grad_norm": 1.0})
+    named = ", ".join(map(str, Loader(examples, 4, 0).order(100)))
+    with pytest.raises(DistillError, match=rf"loss 6.1 at step 101 is more than 3 times .* \(examples {named}\)"):
+        watch.look()
+
+
+def test_a_batch_larger_than_the_data_is_refused(init, examples, tmp_path) -> None:
+    with pytest.raises(DistillError, match="batch_size is 16, its data makes 10 examples: lower it"):
+        fit(init, examples, tmp_path, STAGE.model_copy(update={"batch_size": 16}), "sft")
+
+
+def test_examples_that_the_student_cannot_read_are_refused(init, examples, tmp_path) -> None:
+    strange = replace(examples, ids=examples.ids + 40)
+    with pytest.raises(DistillError, match=r"have token \d+, the student knows 40"):
+        fit(init, strange, tmp_path, STAGE, "sft")
+    long = Examples(np.full(300, 7, np.int32), np.ones(300, np.uint8), np.asarray([0, 300]), {})
+    with pytest.raises(DistillError, match="an example has 300 tokens, the student's context is 256: lower max_length"):
+        fit(init, long, tmp_path, STAGE, "sft")
+
+
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(init, examples, tmp_path) -> None:
+    with pytest.raises(DistillError, match=r"tensor 3 does not fit 8 devices: the product must be 8, and one axis may"):
+        fit(init, examples, tmp_path, STAGE.model_copy(update={"mesh": MeshShape(tensor=3)}), "sft")
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(init, examples, tmp_path) -> None:

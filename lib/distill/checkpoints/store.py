@@ -60,7 +60,7 @@ class Lazy:
 def save_weights(folder: Path, tree: decoder.Params) -> str:
     """Save an unscanned tree of arrays or `Lazy` leaves, a few at a time; gives its `tree_digest`.
 
-    Uncompressed, since weights do not compress.
+    Uncompressed, since weights do not compress. The process that calls it saves all; it waits for no other.
     """
     leaves = {
         path: leaf if isinstance(leaf, Lazy) else Lazy(lambda leaf=leaf: np.asarray(leaf))
@@ -72,10 +72,14 @@ def save_weights(folder: Path, tree: decoder.Params) -> str:
     arguments = ocp.args.PyTreeSave(
         lazy, save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), lazy)
     )
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
+    here = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
+    handler = ocp.PyTreeCheckpointHandler(
+        use_compression=False, type_handler_registry=registry, multiprocessing_options=options
+    )
     with full_disk_as_oserror(folder):
         try:
-            with ocp.Checkpointer(handler) as checkpointer:
+            with ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
                 checkpointer.save(folder.absolute(), args=arguments)
         except BaseException:
             stream.wait()  # else what is still being written comes back after the folder's removal

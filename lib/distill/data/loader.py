@@ -1,69 +1,81 @@
 """Batches for training: an endless shuffled order in which the step alone says where one is."""
 
-from functools import lru_cache
-
 import numpy as np
 
 from distill.data.masking import Examples
+from distill.data.rows import Mixture, Rows, Source
 
-MULTIPLE = 8  # batches are padded to a multiple of this
+MULTIPLE = 8  # rows are padded to a multiple of this
 
 
 class Loader:
-    """Batch `step` is elements step·B to step·B + B - 1 of an endless row of epochs.
+    """Batch `step` is rows step·B to step·B + B - 1 of an endless series of epochs (`data/rows.py`).
 
-    Each epoch is a permutation of all examples that depends on (number of examples, seed, epoch) alone, so
-    the position is the step: nothing to save, nothing to restore. A batch may hold the end of one epoch and
-    the start of the next; none is ever short.
+    The position is the step: nothing to save, nothing to restore. A batch may hold the end of one epoch and the
+    start of the next; none is ever short.
     """
 
-    def __init__(self, examples: Examples, batch_size: int, seed: int, length: int | None = None):
-        """`length` is T of every batch; by default it holds the longest example."""
-        self.examples = examples
+    def __init__(
+        self,
+        examples: Examples,
+        batch_size: int,
+        seed: int,
+        length: int | None = None,
+        *,
+        packing: bool = False,
+        endless: bool = True,
+    ):
+        """`length` is T of every batch; by default it holds the longest example. `packing` fills it with several.
+
+        Not `endless`, the rows behind the first epoch are empty.
+        """
+        self.examples, self.endless = examples, endless
         self.batch_size = batch_size
-        self.seed = seed
         longest = int(examples.lengths.max()) - 1
-        self.length = -(-longest // MULTIPLE) * MULTIPLE if length is None else length
+        self.length = _rounded(longest) if length is None else length
         if self.length < longest:
             raise ValueError(f"length {length} is smaller than the longest input, {longest}")
+        self.rows = rows_of(examples, seed, self.length if packing else None)
 
     @property
     def steps_per_epoch(self) -> float:
         """How many batches hold every example once; seldom whole."""
-        return len(self.examples) / self.batch_size
+        return self.rows.per_epoch / self.batch_size
 
     def learned_before(self, step: int) -> int:
         """How many tokens the batches before `step` teach."""
-        epochs, rest = divmod(step * self.batch_size, len(self.examples))
-        counts = self.examples.learned
-        return int(epochs * counts.sum() + counts[permutation(len(counts), self.seed, epochs)[:rest]].sum())
+        return self.rows.learned_before(step * self.batch_size)
 
     def order(self, step: int) -> list[int]:
-        """Which examples batch `step` holds."""
-        size = len(self.examples)
+        """Which examples batch `step` holds, row by row."""
         first = step * self.batch_size
-        return [
-            int(permutation(size, self.seed, element // size)[element % size])
-            for element in range(first, first + self.batch_size)
-        ]
+        return [int(i) for row in range(first, first + self.batch_size) for i in self.rows.row(row)]
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Arrays [B, T]: tokens, targets, positions, segment_ids int32, mask float32.
+    def batch(self, step: int, part: slice = slice(None)) -> dict[str, np.ndarray]:
+        """Arrays [B, T]: tokens, targets, positions, segment_ids int32, mask float32; or a `part` of their rows.
 
         prompt [5, 6] answer [7, 2] → tokens 5 6 7, targets 6 7 2, mask 0 1 1, positions 0 1 2,
-        segment_ids 1 1 1, and 0 in all of them where padded.
+        segment_ids 1 1 1, and 0 in all of them where padded. A second example of the row goes on behind it
+        with positions 0 1 ... and segment_ids 2 2 ...
         """
-        shape = (self.batch_size, self.length)
+        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)[part]
+        shape = (len(numbers), self.length)
         tokens, targets, positions, segments = (np.zeros(shape, np.int32) for _ in range(4))
         mask = np.zeros(shape, np.float32)
-        for row, example in enumerate(self.order(step)):
-            ids, learned = self.examples[example]
-            n = len(ids) - 1
-            tokens[row, :n] = ids[:-1]
-            targets[row, :n] = ids[1:]
-            mask[row, :n] = learned[1:]
-            positions[row, :n] = np.arange(n)
-            segments[row, :n] = 1
+        for row, number in enumerate(numbers):
+            if not self.endless and number >= self.rows.per_epoch:
+                break
+            at = 0
+            for segment, example in enumerate(self.rows.row(number), 1):
+                ids, learned = self.examples[example]
+                n = len(ids) - 1
+                place = slice(at, at + n)
+                tokens[row, place] = ids[:-1]
+                targets[row, place] = ids[1:]
+                mask[row, place] = learned[1:]
+                positions[row, place] = np.arange(n)
+                segments[row, place] = segment
+                at += n
         return {
             "tokens": tokens,
             "targets": targets,
@@ -73,7 +85,23 @@ class Loader:
         }
 
 
-@lru_cache(maxsize=4)
-def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of `size` examples in one epoch."""
-    return np.random.Generator(np.random.PCG64([seed % 2**64, epoch])).permutation(size)
+def row_length(max_length: int) -> int:
+    """Positions of a row that holds an example of `max_length` tokens: its last one is no input."""
+    return _rounded(max_length - 1)
+
+
+def rows_of(examples: Examples, seed: int, capacity: int | None) -> Rows:
+    """The rows of all sources of `examples`; `capacity` packs them."""
+    sizes, learned = examples.lengths - 1, examples.learned
+    sources, weights, first = [], [], 0
+    for count, weight in examples.parts:
+        part = slice(first, first + count)
+        if count:  # not all of it was held out
+            sources.append(Source(sizes[part], learned[part], seed, capacity, first))
+            weights.append(weight)
+        first += count
+    return sources[0] if len(sources) == 1 else Mixture(sources, weights, seed)
+
+
+def _rounded(positions: int) -> int:
+    return -(-positions // MULTIPLE) * MULTIPLE

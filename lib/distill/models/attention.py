@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from distill.models.cache import SEGMENT, LayerCache, write
 from distill.models.config import ModelConfig
-from distill.models.layers import Norm, biased, fan_in, weight, zeros
+from distill.models.layers import Norm, at_least_float32, biased, fan_in, weight, zeros
 from distill.models.rope import Rotation, rotate
 
 
@@ -85,7 +85,7 @@ def attend(
     """Softmax attention, scores in float32; a query that sees nothing gets the mean of nothing it may use."""
     groups = config.heads // config.kv_heads
     q = q.reshape(*q.shape[:2], config.kv_heads, groups, config.head_dim)
-    scores = jnp.einsum("BTKGH,BKSH->BKGTS", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("BTKGH,BKSH->BKGTS", q, k, preferred_element_type=at_least_float32(q))
     weights = attention_weights(config, scores, mask[:, None, None]).astype(v.dtype)
     return jnp.einsum("BKGTS,BKSH->BTKGH", weights, v).reshape(*q.shape[:2], config.heads, -1)
 

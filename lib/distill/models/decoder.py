@@ -8,8 +8,9 @@ The tree is nested dictionaries of arrays, in one of two layouts:
 `head` is absent where it is tied to `embed`. Modules are flax.nnx; they live only inside a trace.
 """
 
+from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,17 @@ from jaxtyping import Array, Bool, Float, Int
 from distill.models.attention import Attention, causal_mask
 from distill.models.cache import Caches, LayerCache, cache_mask, slots_for, slots_of, write_slots
 from distill.models.config import Layer, ModelConfig
-from distill.models.layers import FeedForward, Norm, weight
+from distill.models.layers import FeedForward, Norm, at_least_float32, weight
+from distill.models.lora import Adapters, merged
 from distill.models.mla import LatentAttention
-from distill.models.moe import MixtureOfExperts
+from distill.models.moe import MixtureOfExperts, balance
 from distill.models.rope import Rotation, rotation, sequence_lengths
 
 Params = dict[str, Any]
+Remat = Literal["none", "dots", "full"]
+
+REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+"""What the backward pass finds: the products with weights, or the block's input alone."""
 
 
 class Block(nnx.Module):
@@ -48,11 +54,13 @@ class Block(nnx.Module):
         slots: Int[Array, "B T"] | None = None,
         room: int | None = None,
         mesh: Mesh | None = None,
+        asked: list | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        """asked: see `MixtureOfExperts`."""
         y, cache = self.attention(self.attention_norm(x), turn, mask, cache, slots, room)
         x = x + (y if self.attention_post_norm is None else self.attention_post_norm(y))
         y = self.ffn_norm(x)
-        y = self.ffn(y, mesh) if isinstance(self.ffn, MixtureOfExperts) else self.ffn(y)
+        y = self.ffn(y, mesh, asked) if isinstance(self.ffn, MixtureOfExperts) else self.ffn(y)
         return x + (y if self.ffn_post_norm is None else self.ffn_post_norm(y)), cache
 
 
@@ -149,46 +157,75 @@ def forward(
     segments: Int[Array, "B T"] | None = None,
     positions: Int[Array, "B T"] | None = None,
     *,
-    remat: bool = False,
+    remat: Remat = "none",
     mesh: Mesh | None = None,
+    dtype: Any = None,
+    adapters: Adapters | None = None,
 ) -> Float[Array, "B T D"]:
     """Hidden states behind the last norm, for whole sequences, in either layout; see `logits`.
 
     segments: 0 is padding, other numbers tell packed examples apart; all ones by default.
     positions: for RoPE, restarting in each packed example; 0, 1, 2, ... by default.
-    remat: recompute each block in the backward pass instead of keeping its activations.
+    remat: what of a block the backward pass computes again instead of keeping it, see `REMAT`.
     mesh: where weights and batch lie, if they are spread; only a mixture of experts needs to know.
+    dtype: computed in, where that is not the weights' own; a layer is cast when its turn comes.
+    adapters: low-rank changes of the weights (`models/lora.py`), for the scanned layout.
     """
+    how = {"remat": remat, "mesh": mesh, "dtype": dtype, "adapters": adapters}
+    return forward_with_balance(config, params, tokens, segments, positions, **how, balanced=False)[0]
+
+
+def forward_with_balance(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    segments: Int[Array, "B T"] | None = None,
+    positions: Int[Array, "B T"] | None = None,
+    *,
+    remat: Remat = "none",
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+    adapters: Adapters | None = None,
+    balanced: bool = True,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B"]]:
+    """`forward`, and the mean over the layers with experts of each row's `moe.balance`; zero if not `balanced`."""
     segments = jnp.ones_like(tokens) if segments is None else segments
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
     lengths = sequence_lengths(positions, segments[:, :, None] == segments[:, None, :])
     turns = [rotation(rope, positions, lengths) for rope in config.ropes]
     x = _embed(config, params, tokens)
+    x = x if dtype is None else x.astype(dtype)
+    uneven = jnp.zeros(tokens.shape[0], jnp.float32)
 
-    def block(layer: Layer, x: Array, weights: Params, window: Any, turn: Rotation) -> Array:
-        module = nnx.merge(_block(config, structure(layer))[0], nnx.State(weights))
-        return module(x, turn, causal_mask(segments, window), mesh=mesh)[0]
+    def block(layer: Layer, x: Array, weights: Params, window: Any, turn: Rotation) -> tuple[Array, Array]:
+        module = nnx.merge(_block(config, structure(layer))[0], nnx.State(_cast(weights, dtype)))
+        asked: list | None = [] if balanced else None
+        x = module(x, turn, causal_mask(segments, window), mesh=mesh, asked=asked)[0]
+        rows = [balance(config.experts, logits, chosen, segments > 0) for logits, chosen in asked or ()]
+        return x, sum(rows, jnp.zeros_like(uneven))
 
     if "layers" in params:
         for i, layer in enumerate(config.layers):
-            run = partial(block, layer)
-            run = jax.checkpoint(run, static_argnums=(2,)) if remat else run
-            x = run(x, params["layers"][str(i)], layer.window, turns[layer.rope])
-        return _norm(config, params, x)
-    for s, (start, stop) in enumerate(config.stacks):
+            run = _recomputed(partial(block, layer), remat, static_argnums=(2,))
+            x, more = run(x, params["layers"][str(i)], layer.window, turns[layer.rope])
+            uneven += more
+    for s, (start, stop) in enumerate(config.stacks if "stacks" in params else ()):
         layers = config.layers[start:stop]
         windows = jnp.asarray([layer.window or tokens.shape[1] for layer in layers], jnp.int32)
         ropes = jnp.asarray([layer.rope for layer in layers], jnp.int32)
         choices = jax.tree.map(lambda *parts: jnp.stack(parts), *turns)
 
         def step(x, scanned, layer=layers[0], choices=choices):
-            weights, window, rope = scanned
-            return block(layer, x, weights, window, jax.tree.map(lambda a: a[rope], choices)), None
+            weights, changes, window, rope = scanned
+            weights = weights if adapters is None else merged(weights, changes, adapters.scale)
+            return block(layer, x, weights, window, jax.tree.map(lambda a: a[rope], choices))
 
-        step = jax.checkpoint(step) if remat else step
-        x, _ = jax.lax.scan(step, x, (params["stacks"][str(s)], windows, ropes))
-    return _norm(config, params, x)
+        changes = None if adapters is None else adapters.tree["stacks"].get(str(s), {})
+        x, more = jax.lax.scan(_recomputed(step, remat), x, (params["stacks"][str(s)], changes, windows, ropes))
+        uneven += jnp.sum(more, axis=0)
+    experts = sum(layer.experts for layer in config.layers)
+    return _norm(config, params, x), uneven / max(1, experts)
 
 
 def extend(
@@ -231,10 +268,23 @@ def logits(config: ModelConfig, params: Params, hidden: Float[Array, "... D"]) -
 
 def scores(config: ModelConfig, hidden: Float[Array, "... D"], head: Float[Array, "V D"]) -> Float[Array, "... V"]:
     """`logits`, with the head given apart."""
-    values = jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=jnp.float32)
+    values = jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=at_least_float32(hidden))
     if config.logit_softcap is not None:
         values = config.logit_softcap * jnp.tanh(values / config.logit_softcap)
     return values
+
+
+def _recomputed(run: Callable, remat: Remat, **static: Any) -> Callable:
+    return run if remat == "none" else jax.checkpoint(run, policy=REMAT[remat], **static)
+
+
+def _cast(weights: Params, dtype: Any) -> Params:
+    """Weights of a block in another type, but for those that keep theirs."""
+    if dtype is None:
+        return weights
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.astype(loaded_type(f".{path[-1].key}", dtype)), weights
+    )
 
 
 def _embed(config: ModelConfig, params: Params, tokens: Array) -> Array:
@@ -244,4 +294,4 @@ def _embed(config: ModelConfig, params: Params, tokens: Array) -> Array:
 
 def _norm(config: ModelConfig, params: Params, x: Array) -> Array:
     ends = {name: value for name, value in params.items() if name not in ("layers", "stacks")}
-    return nnx.merge(_ends(config)[0], nnx.State(ends)).norm(x)
+    return nnx.merge(_ends(config)[0], nnx.State(_cast(ends, x.dtype))).norm(x)

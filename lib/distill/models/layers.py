@@ -35,18 +35,18 @@ def weight(config: ModelConfig, axes: str, start: Start, rngs: nnx.Rngs) -> nnx.
 
 
 class Norm(nnx.Module):
-    """Root-mean-square normalisation (arXiv 1910.07467), computed in float32."""
+    """Root-mean-square normalisation (arXiv 1910.07467), computed in float32 or wider."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, axes: str = "D", *, eps: float | None = None):
         self.eps, self.offset = config.norm_eps if eps is None else eps, config.norm_offset
         self.weight = weight(config, axes, zeros if self.offset else ones, rngs)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        wide = x.astype(jnp.float32)
+        wide = x.astype(at_least_float32(x))
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         scale = self.weight[...].reshape((1,) * (x.ndim - 1) + (-1,))
         if self.offset:
-            return (wide * (self.offset + scale.astype(jnp.float32))).astype(x.dtype)
+            return (wide * (self.offset + scale.astype(wide.dtype))).astype(x.dtype)
         return wide.astype(x.dtype) * scale
 
 
@@ -68,6 +68,11 @@ class FeedForward(nnx.Module):
         up = biased(jnp.einsum("BTD,FD->BTF", x, self.up[...]), self.up_bias)
         hidden = activate(self.activation, gate) * up
         return biased(jnp.einsum("BTF,DF->BTD", hidden, self.down[...]), self.down_bias)
+
+
+def at_least_float32(x: Array) -> jnp.dtype:
+    """What to compute in where bfloat16 is too coarse: float32, or float64 where x is that already."""
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def activate(name: str, x: Array) -> Array:

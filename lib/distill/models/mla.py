@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from distill.models.attention import attention_weights, from_heads, in_order, segments, settled_weights, to_heads
 from distill.models.cache import LayerCache, write
 from distill.models.config import ModelConfig
-from distill.models.layers import Norm, fan_in, weight
+from distill.models.layers import Norm, at_least_float32, fan_in, weight
 from distill.models.rope import Rotation, rotate
 
 LATENT_EPS = 1e-6
@@ -80,8 +80,9 @@ class LatentAttention(nnx.Module):
         """Keys and values written out for each head: least work where there are many queries."""
         kv = jnp.einsum("BSR,NZR->BNSZ", latent, self.kv_b[...])
         k, v = kv[..., : self.config.latent.nope], kv[..., self.config.latent.nope :]
-        scores = jnp.einsum("BTNP,BNSP->BNTS", q, k, preferred_element_type=jnp.float32)
-        scores += jnp.einsum("BTNU,BSU->BNTS", q_rope, k_rope, preferred_element_type=jnp.float32)
+        wide = at_least_float32(q)
+        scores = jnp.einsum("BTNP,BNSP->BNTS", q, k, preferred_element_type=wide)
+        scores += jnp.einsum("BTNU,BSU->BNTS", q_rope, k_rope, preferred_element_type=wide)
         weights = attention_weights(self.config, scores, mask[:, None]).astype(v.dtype)
         return jnp.einsum("BNTS,BNSW->BTNW", weights, v)
 

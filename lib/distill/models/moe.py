@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from distill.models.config import Experts, ModelConfig
 from distill.models.layers import FeedForward, activate, fan_in, weight, zeros
@@ -40,14 +40,21 @@ class MixtureOfExperts(nnx.Module):
         self.experts = ExpertWeights(config, rngs)
         self.shared = FeedForward(config, rngs, "Y") if config.experts.shared_hidden else None
 
-    def __call__(self, x: Float[Array, "B T D"], mesh: Mesh | None = None) -> Float[Array, "B T D"]:
-        """mesh: where the experts lie, if they are spread over devices."""
+    def __call__(
+        self, x: Float[Array, "B T D"], mesh: Mesh | None = None, asked: list | None = None
+    ) -> Float[Array, "B T D"]:
+        """mesh: where the experts lie, if they are spread over devices.
+
+        asked: given the router's logits [B, T, E] and its choice [B, T, C], for `balance`.
+        """
         # The choice is a step function of the scores: bfloat16 would send tokens elsewhere.
         logits = jnp.einsum(
             "BTD,ED->BTE", x.astype(jnp.float32), self.router[...].astype(jnp.float32), precision="highest"
         )
         bias = None if self.router_bias is None else self.router_bias[...].astype(jnp.float32)
         chosen, shares = route(self.config.experts, logits, bias)
+        if asked is not None:
+            asked.append((logits, chosen))
         experts = (self.experts.gate[...], self.experts.up[...], self.experts.down[...])
         y = answer(self.config.activation, experts, x, chosen, shares, mesh)
         return y if self.shared is None else y + self.shared(x)
@@ -74,6 +81,24 @@ def route(
     if experts.renormalise:
         shares = shares / (shares.sum(axis=-1, keepdims=True) + 1e-20)
     return chosen, shares * experts.scale
+
+
+def balance(
+    experts: Experts, logits: Float[Array, "B T E"], chosen: Int[Array, "B T C"], real: Bool[Array, "B T"]
+) -> Float[Array, "B"]:
+    """How unevenly the tokens of each row ask their experts: 1 when evenly, E/C when all ask the same ones.
+
+    Σ over e of f·P: E/C times the share of tokens that ask e, and the mean of the router's score of e
+    (DeepSeek-V3, arXiv 2412.19437, equations 17 to 20; for one expert a token, Switch, arXiv 2101.03961). Over a
+    row's tokens and not over the batch's, so that no split of the batch changes it.
+    """
+    scores = jax.nn.softmax(logits, axis=-1) if experts.scores == "softmax" else jax.nn.sigmoid(logits)
+    scores = scores / jnp.sum(scores, axis=-1, keepdims=True)
+    real = real.astype(scores.dtype)[..., None]
+    tokens = jnp.maximum(jnp.sum(real, axis=1), 1.0)
+    asked = jnp.sum(jax.nn.one_hot(chosen, experts.count, dtype=scores.dtype), axis=2)
+    share = experts.count / experts.per_token * jnp.sum(asked * real, axis=1) / tokens
+    return jnp.sum(share * jnp.sum(scores * real, axis=1) / tokens, axis=-1)
 
 
 def answer(

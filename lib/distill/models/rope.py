@@ -111,7 +111,7 @@ def rotate(x: Float[Array, "B T N H"], rotation: Rotation, *, interleaved: bool)
     """
     cos, sin = (part[:, :, None, :] for part in rotation)
     width = 2 * cos.shape[-1]
-    turned, rest = x[..., :width].astype(jnp.float32), x[..., width:]
+    turned, rest = x[..., :width].astype(jnp.promote_types(x.dtype, jnp.float32)), x[..., width:]
     first, second = (turned[..., ::2], turned[..., 1::2]) if interleaved else jnp.split(turned, 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
     return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned

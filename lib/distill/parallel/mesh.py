@@ -32,7 +32,10 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: list[jax.Device] 
     open_axes = [axis for axis, size in shape.items() if size == -1]
     if len(open_axes) > 1 or len(devices) % known or (not open_axes and known != len(devices)):
         text = " × ".join(f"{axis} {size}" for axis, size in shape.items())
-        raise DistillError(f"mesh {text} does not fit {len(devices)} devices: the product must be {len(devices)}")
+        raise DistillError(
+            f"mesh {text} does not fit {len(devices)} devices: the product must be {len(devices)}, and one axis may "
+            "be -1 to take what is left"
+        )
     sizes = [len(devices) // known if size == -1 else size for size in shape.values()]
     return Mesh(np.asarray(devices).reshape(sizes), tuple(shape), axis_types=(AxisType.Auto,) * len(sizes))
 

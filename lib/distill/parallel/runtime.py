@@ -1,10 +1,13 @@
-"""How a process starts with JAX: the compilation cache, so that a second process compiles nothing."""
+"""How a process starts with JAX: the compilation cache, and the other processes of its run."""
 
 import os
 import platform
 from pathlib import Path
 
+from distill.errors import DistillError
 from distill.files import digest
+
+PROCESSES = ("DISTILL_COORDINATOR", "DISTILL_PROCESSES", "DISTILL_PROCESS")
 
 
 def start() -> None:
@@ -20,6 +23,24 @@ def start() -> None:
         jax.config.update("jax_compilation_cache_dir", str(home / "distill" / f"jax-{_machine()}"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def join() -> None:
+    """Join the other processes of a run that has several, before anything is computed.
+
+    Under `srun` with more than one task SLURM says who they are; else the environment does:
+    DISTILL_COORDINATOR (host:port of the first), DISTILL_PROCESSES (how many) and DISTILL_PROCESS (which, from 0).
+    """
+    import jax
+
+    given = [os.environ.get(name) for name in PROCESSES]
+    if any(given):
+        if not all(given) or not (given[1].isdecimal() and given[2].isdecimal()):
+            found = ", ".join(f"{name}={value or ''}" for name, value in zip(PROCESSES, given, strict=True))
+            raise DistillError(f"{found}: give all three, such as 10.0.0.1:1234, 4 and 0, or none of them")
+        jax.distributed.initialize(given[0], int(given[1]), int(given[2]))
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        jax.distributed.initialize()
 
 
 def _machine() -> str:

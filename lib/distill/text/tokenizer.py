@@ -89,6 +89,14 @@ class Tokenizer:
             stop = len(ids) - (special and self.adds_eos)
             yield ids, bisect_right(range(stop), boundary, key=end)
 
+    def encode_marked(
+        self, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Ids of each text, nothing put around it, and 1 for each that holds a part of a span (in characters)."""
+        for encoding, marked in zip(self._call(texts, special=False).encodings, spans, strict=True):
+            places = [encoding.token_to_chars(i) or (0, 0) for i in range(len(encoding.ids))]
+            yield encoding.ids, [int(any(s < stop and e > start for start, stop in marked)) for s, e in places]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens, and with the spaces as they are."""
         return self.hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -3,7 +3,7 @@
 steps/
   identity.json     what the run was started with; another start clears the folder
   metrics.jsonl     a row for each logged step, each step once
-  {step}/           Orbax checkpoints, the newest two
+  {step}/           Orbax checkpoints: the newest ones, and the best by held-out loss
 """
 
 import shutil
@@ -14,47 +14,67 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from distill.errors import full_disk_as_oserror
 from distill.files import read_json, read_jsonl, write_json, write_jsonl
+from distill.parallel.processes import is_first, wait_for_all
 from distill.training.state import State
 
-KEPT = 2
+LOSS = "held_out_loss"
 
 
 class Steps:
-    """The folder of a run. `identity` is all that decides its bits: with another one, it starts over."""
+    """The folder of a run. `identity` is all that decides its result: with another one, it starts over."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any]):
+    def __init__(self, folder: Path, identity: dict[str, Any], keep: int):
         self.folder, self.metrics = folder, folder / "metrics.jsonl"
-        if folder.exists() and not self._belongs_to(identity):
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "identity.json", identity)
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=True)
+        if is_first():
+            if folder.exists() and not self._belongs_to(identity):
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "identity.json", identity)
+        wait_for_all("the folder of the steps is there")
+        loss = lambda found: found[LOSS]  # noqa: E731
+        best = BestN(get_metric_fn=loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            best_fn=loss,  # or the manager does not store the metrics
+            preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+            enable_async_checkpointing=True,
+        )
         self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def restore(self, state: State, where: State) -> tuple[int, State]:
         """The newest step that can be read and its state, or 0 and the state given."""
         for step in sorted(self.manager.all_steps(), reverse=True):
-            shapes = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, where)
             try:
-                restored = self.manager.restore(step, args=ocp.args.StandardRestore(shapes._asdict()))
+                return step, self.read(step, state, where)
             except (ValueError, KeyError, FileNotFoundError) as error:  # what a cut file makes Orbax raise
-                print(f"step {step} cannot be read ({error}): going back to the one before", file=sys.stderr)
+                reason = " ".join(str(error).split())[:200]
+                print(f"step {step} cannot be read ({reason}): going back to the one before", file=sys.stderr)
                 self.manager.delete(step)
-                continue
-            return step, State(**restored)
         return 0, state
 
-    def save(self, step: int, state: State) -> None:
+    def read(self, step: int, state: State, where: State) -> State:
+        """The state of a step, on the mesh that `where` names: it may have been saved on another one."""
+        shapes = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, where)
+        return State(**self.manager.restore(step, args=ocp.args.StandardRestore(shapes._asdict())))
+
+    def best(self) -> tuple[int, float] | None:
+        """The saved step with the least held-out loss, and that loss."""
+        self.finish()
+        losses = [(found[LOSS], step) for step in self.manager.all_steps() if (found := self.manager.metrics(step))]
+        return min(losses)[::-1] if losses else None
+
+    def save(self, step: int, state: State, judged: dict[str, float]) -> None:
         """Save in the background; the state may be donated at once. Forced, for the manager may skip a step else."""
+        metrics = {LOSS: judged[LOSS]} if judged else None
         with full_disk_as_oserror(self.folder):
-            self.manager.save(step, args=ocp.args.StandardSave(state._asdict()), force=True)
+            self.manager.save(step, args=ocp.args.StandardSave(state._asdict()), metrics=metrics, force=True)
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop rows of steps that will be done again."""
-        if self.metrics.exists():
+        if is_first() and self.metrics.exists():
             write_jsonl(self.metrics, [row for row in read_jsonl(self.metrics) if row["step"] <= step])
 
     def finish(self) -> None:

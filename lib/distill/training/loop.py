@@ -1,45 +1,39 @@
 """The loop of every stage: read, step, log, save; what it leaves is a params folder like any model's."""
 
-import json
 import math
-import os
 import shutil
-import signal
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-import numpy as np
-from filelock import FileLock, Timeout
-from tqdm import tqdm
+from jax.sharding import Mesh
 
 from distill import SCHEMA_VERSION, closure
-from distill.checkpoints.info import read_info, write_info
-from distill.checkpoints.store import copy_tokenizer, flat, nest, save_weights, tree_digest
+from distill.checkpoints.info import ModelInfo, read_info
 from distill.config import Stage
 from distill.data.conversations import training_conversations
-from distill.data.loader import Loader
-from distill.data.masking import Examples, training_examples
+from distill.data.loader import Loader, row_length
+from distill.data.masking import Examples, joined, training_examples
 from distill.errors import DistillError
-from distill.files import replacing, write_json
-from distill.models import decoder
-from distill.models.config import ModelConfig
-from distill.parallel.mesh import BATCH_AXES, make_mesh
+from distill.files import write_json
+from distill.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh
+from distill.parallel.processes import in_any, is_first, spread, wait_for_all
 from distill.text.chat import Template
 from distill.text.tokenizer import load_tokenizer
-from distill.training.checkpoints import Steps
-from distill.training.optimizer import learning_rate, make_optimizer
-from distill.training.state import State, initial_state
+from distill.training.checkpoints import LOSS, Steps
+from distill.training.finish import write_params
+from distill.training.held_out import make_judge, split
+from distill.training.log import Log
+from distill.training.optimizer import make_optimizer
+from distill.training.state import initial_state
 from distill.training.step import make_step
+from distill.training.turn import alone, until_told
+from distill.training.watch import Watch
 
-SCHEDULING = {"checkpoint_every", "log_every"}
-"""Settings that decide when a run writes, not what it computes."""
-
-PATIENCE = 60.0
-"""Seconds that a second trainer waits for the first to leave the folder."""
+HOW = {
+    "checkpoint_every", "log_every", "held_out_every", "keep", "spike", "tensorboard", "mesh", "micro_batch_size",
+    "remat",
+}  # fmt: skip
+"""Settings that decide when a run writes and on what it computes, not what: a run goes on with others."""
 
 
 def train(
@@ -54,150 +48,112 @@ def train(
 ) -> None:
     """Train a stage from the params folder `init`, on conversations in the files `data`.
 
-    data: Parquet files of a dataset, or prompts with the answers they came with (`stage.data`).
+    data: Parquet files of a dataset, and prompts with the answers they came with, as `stage.data` needs them.
     Leaves `folder/params`, `folder/final.json` and `folder/metrics.jsonl`. Interrupted at any step and
     started again, it goes on from its last checkpoint and ends in the same bits.
     """
     tokenizer = load_tokenizer(init / "tokenizer")
-    examples = training_examples(training_conversations(data, stage.data), tokenizer, template, max_length)
-    fit(init, examples, folder, stage, name)
+    how = {"loss_on": stage.loss_on, "overlong": stage.overlong}
+    sources = []
+    for part in stage.data:
+        found = training_conversations(data, part)
+        sources.append(training_examples(found, tokenizer, template, max_length, name=part.source, **how))
+    examples = joined(sources, [part.weight for part in stage.data])
+    fit(init, examples, folder, stage, name, length=row_length(max_length) if stage.packing else None)
 
 
-def fit(init: Path, examples: Examples, folder: Path, stage: Stage, name: str) -> None:
-    """`train`, on examples that are tokenized already."""
-    info = read_info(init)
-    steps = stage.steps or math.ceil(stage.epochs * len(examples) / stage.batch_size)
-    if stage.warmup_steps >= steps:
-        raise DistillError(f"stage {name}: warmup_steps is {stage.warmup_steps}, the run has {steps} steps: lower it")
-    mesh, optimizer = make_mesh(), make_optimizer(stage, steps)
-    rows = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if stage.batch_size % rows:
-        raise DistillError(
-            f"stage {name}: batch_size {stage.batch_size} cannot be split over {rows} devices: "
-            f"take a multiple of {rows}"
-        )
-    loader = Loader(examples, stage.batch_size, stage.seed)
+def fit(init: Path, examples: Examples, folder: Path, stage: Stage, name: str, *, length: int | None = None) -> None:
+    """`train`, on examples that are tokenized already. length: positions of a row; what the longest needs if None."""
+    info, mesh = read_info(init), make_mesh(stage.mesh.sizes)
+    _check(info, examples, stage, name, mesh)
     identity = {
         "init": info.digest,
         "examples": examples.digest(),
-        "stage": stage.model_dump(exclude=SCHEDULING),
-        "mesh": dict(mesh.shape),
+        "length": length,
+        "stage": stage.model_dump(mode="json", exclude=HOW),
         "code": closure.digest(Path(__file__)),
         "jax": jax.__version__,
     }
-    with _alone(folder), _until_told() as told, Steps(folder / "steps", identity) as kept:
-        config, state, where = initial_state(init, optimizer, mesh)
+    counts = {"examples": len(examples), "dropped": dict(examples.dropped), "cut": examples.cut}
+    examples, apart = split(examples, stage.held_out, name)
+    loader = Loader(examples, stage.batch_size, stage.seed, length, packing=stage.packing)
+    steps = _steps(loader, stage, name)
+    optimizer, sharding = make_optimizer(stage, steps), batch_sharding(mesh)
+    with alone(folder), until_told() as told, Steps(folder / "steps", identity, stage.keep) as kept:
+        config, state, where, frozen = initial_state(init, stage, optimizer, mesh)
         first, state = kept.restore(state, where)
         kept.forget_metrics_after(first)
-        run = make_step(config, optimizer, mesh, where)
-        rate = learning_rate(stage, steps)
-        started = time.monotonic()
-        bar = tqdm(total=steps, initial=first, desc=name, unit="step", mininterval=1.0, file=sys.stderr)
-        with bar, kept.metrics.open("a", encoding="utf-8") as log:
+        run, watch = make_step(config, stage, optimizer, mesh, where, frozen), Watch(name, loader, stage.spike)
+        judged: dict[str, float] = {}
+        judge = apart and make_judge(config, stage, apart, loader.length, mesh, where.params, frozen)
+        with Log(kept.metrics, name, stage, config, loader, first, steps) as log:
             for step in range(first + 1, steps + 1):
-                state, metrics = run(state, loader.batch(step - 1))
-                stopping = bool(told)  # read once: a signal that comes later finds the next step
+                batch = spread(lambda part, step=step: loader.batch(step - 1, part), stage.batch_size, sharding)
+                state, metrics = run(state, batch)
+                watch.add(step, metrics)
+                # Read once: a signal that comes later finds the next step, or the end.
+                stopping = in_any(bool(told)) and step < steps
                 saving = stopping or (step % stage.checkpoint_every == 0 and step < steps)
-                if saving or step % stage.log_every == 0 or step in (1, steps):
-                    _refuse_nan(name, step, metrics)
-                if step % stage.log_every == 0 or step in (1, steps):
-                    tokens, seconds = loader.learned_before(step), time.monotonic() - started
-                    row = {
-                        "step": step,
-                        "loss": float(metrics["loss"]),
-                        "learning_rate": float(rate(step - 1)),
-                        "grad_norm": float(metrics["grad_norm"]),
-                        "tokens": tokens,
-                        "tokens_per_second": (tokens - loader.learned_before(first)) / seconds,
-                        "seconds": seconds,
-                    }
-                    log.write(json.dumps(row) + "\n")
-                    log.flush()
-                    bar.set_postfix(loss=f"{row['loss']:.4f}", tokens_s=round(row["tokens_per_second"]), refresh=False)
-                bar.update()
+                judging = judge and not stopping and (saving or step % stage.held_out_every == 0 or step == steps)
+                logging = step % stage.log_every == 0 or step in (1, steps)
+                if saving or logging or judging:
+                    watch.look()
+                judged = judge(state.params) if judging else {}
+                if logging or judging:
+                    log.write(step, metrics, judged)
+                log.bar.update()
                 if saving:
-                    kept.save(step, state)
+                    kept.save(step, state, judged)
                 if stopping:
                     kept.finish()
                     raise DistillError(f"stage {name} was told to stop and saved step {step}: run again to go on")
+            seconds = round(log.seconds, 3)
+        chosen, best = steps, kept.best() if judge else None
+        if stage.select == "best" and best and best[1] < judged.get(LOSS, math.inf):
+            chosen, judged = best[0], {LOSS: best[1]}
+            state = kept.read(chosen, state, where)
         kept.finish()
-        seconds = round(time.monotonic() - started, 3)
-        digest = _finish(init, folder, config, state)
-        shutil.copyfile(kept.metrics, folder / "metrics.jsonl")
-        write_json(
-            folder / "final.json",
-            {
-                "schema": SCHEMA_VERSION,
-                "stage": name,
-                "step": steps,
-                "digest": digest,
-                "examples": len(examples),
-                "dropped": dict(examples.dropped),
-                "tokens": loader.learned_before(steps),
-                "seconds": seconds,
-            },
-        )
-        shutil.rmtree(kept.folder)
+        digest = write_params(init, folder, config, state.params, frozen)
+        if is_first():
+            shutil.copyfile(kept.metrics, folder / "metrics.jsonl")
+            final = {"schema": SCHEMA_VERSION, "stage": name, "step": chosen, "digest": digest, **counts}
+            learned = {"tokens": loader.learned_before(steps), "seconds": seconds}
+            write_json(folder / "final.json", final | learned | ({LOSS: judged[LOSS]} if judged else {}))
+            shutil.rmtree(kept.folder)
+        wait_for_all("the run is over")
 
 
-def _refuse_nan(name: str, step: int, metrics: dict) -> None:
-    """A loss that is no number stops the run; it is never saved."""
-    loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise DistillError(
-            f"stage {name}: loss {loss} and gradient norm {norm} at step {step}: lower learning_rate "
-            "or clip_norm and run again"
-        )
-
-
-def _finish(init: Path, folder: Path, config: ModelConfig, state: State) -> str:
-    """Write the params folder beside the checkpoints and move it into place; gives its digest."""
-    info = read_info(init)
-    leaves = flat(decoder.unstack(config, state.params)).items()
-    tree = nest({path: np.asarray(leaf).astype(decoder.loaded_type(path, info.dtype)) for path, leaf in leaves})
-    info = info.model_copy(update={"source": str(folder), "revision": None, "digest": tree_digest(tree)})
-    with replacing(folder / "params") as tmp:
-        tmp.mkdir()
-        copy_tokenizer([init / "tokenizer"], tmp / "tokenizer")
-        save_weights(tmp / "weights", tree)
-        write_info(tmp, info)
-    return info.digest
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second trainer out of the folder: it waits a minute, saying so, then fails naming the first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    owner = folder / "steps.pid"
-    lock = FileLock(folder / "steps.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        process = owner.read_text().strip() if owner.exists() else "unknown"
-        print(
-            f"process {process} is training in {folder}: waiting up to {PATIENCE:.0f} s",
-            file=sys.stderr,
-        )
-        try:
-            lock.acquire(timeout=PATIENCE)
-        except Timeout:
+def _check(info: ModelInfo, examples: Examples, stage: Stage, name: str, mesh: Mesh) -> None:
+    """What would fail later, or worse, be learned wrong."""
+    rows = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    for setting in ("micro_batch_size", "batch_size"):
+        if (size := getattr(stage, setting)) and size % rows:
             raise DistillError(
-                f"process {process} is training in {folder}: wait for it, or stop it (kill {process})"
-            ) from None
-    try:
-        owner.write_text(f"{os.getpid()}\n")
-        yield
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
+                f"stage {name}: {setting} {size} cannot be split over {rows} devices: take a multiple of {rows}, "
+                "or a mesh with less of data and fsdp"
+            )
+    longest, context = int(examples.lengths.max()), info.architecture.max_positions
+    if longest > context:
+        raise DistillError(
+            f"stage {name}: an example has {longest} tokens, the student's context is {context}: lower max_length"
+        )
+    if (highest := int(examples.ids.max())) >= info.architecture.vocab_size:
+        raise DistillError(
+            f"stage {name}: the examples have token {highest}, the student knows {info.architecture.vocab_size}: "
+            "its tokenizer and its weights do not belong together"
+        )
 
 
-@contextmanager
-def _until_told() -> Iterator[list[int]]:
-    """A list that is no longer empty once SIGTERM came: clusters send it before they take the machine."""
-    told: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
-    try:
-        yield told
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _steps(loader: Loader, stage: Stage, name: str) -> int:
+    """How many steps the run has."""
+    rows = loader.rows.per_epoch
+    if stage.batch_size > rows:
+        what = "packed rows" if stage.packing else "examples"
+        raise DistillError(
+            f"stage {name}: batch_size is {stage.batch_size}, its data makes {rows} {what}: lower it, "
+            "or give the stage more data"
+        )
+    steps = stage.steps or math.ceil(stage.epochs * loader.steps_per_epoch)
+    if stage.warmup_steps >= steps:
+        raise DistillError(f"stage {name}: warmup_steps is {stage.warmup_steps}, the run has {steps} steps: lower it")
+    return steps

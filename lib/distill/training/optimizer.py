@@ -1,4 +1,4 @@
-"""The optimiser of a stage: AdamW (arXiv 1711.05101) behind a clip of the global gradient norm."""
+"""The optimiser of a stage: one by name, behind a clip of the global gradient norm."""
 
 from typing import Any
 
@@ -22,16 +22,24 @@ def learning_rate(stage: Stage, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(stage: Stage, steps: int) -> optax.GradientTransformation:
-    """Weight decay acts on matrices: not on norms, not on biases."""
+    """Weight decay, times the learning rate, acts on matrices: not on norms, not on biases."""
+    rate = learning_rate(stage, steps)
+    decay = {"weight_decay": stage.weight_decay, "mask": _decayed}
+    rule = {
+        "adamw": lambda: optax.adamw(rate, b1=stage.beta1, b2=stage.beta2, **decay),
+        "lion": lambda: optax.lion(rate, b1=stage.beta1, b2=stage.beta2, **decay),
+        "adafactor": lambda: _adafactor(rate, stage.weight_decay),
+    }[stage.optimizer]()
+    return optax.chain(optax.clip_by_global_norm(stage.clip_norm), rule)
+
+
+def _adafactor(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    """Adafactor (arXiv 1804.04235) without momentum; a step is `learning_rate`, not a share of the weights' size."""
     return optax.chain(
-        optax.clip_by_global_norm(stage.clip_norm),
-        optax.adamw(
-            learning_rate(stage, steps),
-            b1=stage.beta1,
-            b2=stage.beta2,
-            weight_decay=stage.weight_decay,
-            mask=_decayed,
-        ),
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.add_decayed_weights(weight_decay, mask=_decayed),
+        optax.scale_by_learning_rate(rate),
     )
 
 

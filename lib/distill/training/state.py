@@ -8,33 +8,66 @@ import optax
 from jax.sharding import Mesh
 
 from distill.checkpoints.store import flat, load_weights, nest
+from distill.config import Stage
 from distill.models import decoder
 from distill.models.config import ModelConfig
 from distill.parallel.mesh import replicated, weight_sharding
+from distill.training.adapters import adapter_shardings, make_adapters
 
 
 class State(NamedTuple):
-    """Weights (scanned, float32) and the optimiser's state."""
+    """What is learned, in float32 and scanned (all weights, or the adapters on frozen ones), and the optimiser's."""
 
     params: decoder.Params
     optimizer: Any
 
 
-def initial_state(init: Path, optimizer: optax.GradientTransformation, mesh: Mesh) -> tuple[ModelConfig, State, State]:
-    """A model's weights with a fresh optimiser, and where each array lies."""
-    config, params = load_weights(init, mesh=mesh, dtype="float32", scanned=True)
+class Frozen(NamedTuple):
+    """Weights that adapters change, scanned and in the type that they are stored in; and alpha / rank."""
+
+    weights: decoder.Params
+    scale: float
+
+
+class Start(NamedTuple):
+    """A run before its first step. `where`: the sharding of each array of `state`."""
+
+    config: ModelConfig
+    state: State
+    where: State
+    frozen: Frozen | None
+
+
+def initial_state(init: Path, stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh) -> Start:
+    """A model's weights, or adapters on them, with a fresh optimiser, and where each array lies."""
+    whole = stage.lora is None
+    config, params = load_weights(init, mesh=mesh, dtype="float32" if whole else None, scanned=True)
     where = param_shardings(config, params, mesh)
-    params = jax.device_put(params, where)
-    # Left to itself, jit puts the moments of sharded weights on one device.
-    moments = optax.tree_map_params(
+    params, frozen = jax.device_put(params, where), None
+    if not whole:
+        frozen = Frozen(params, stage.lora.alpha / stage.lora.rank)
+        where = adapter_shardings(config, stage.lora, mesh)
+        params = jax.jit(lambda: make_adapters(config, stage.lora, stage.seed), out_shardings=where)()
+    moments = moment_shardings(optimizer, params, where, mesh)
+    state = State(params, jax.jit(optimizer.init, out_shardings=moments)(params))
+    return Start(config, state, State(where, moments), frozen)
+
+
+def moment_shardings(
+    optimizer: optax.GradientTransformation, params: decoder.Params, where: decoder.Params, mesh: Mesh
+) -> Any:
+    """Where the optimiser's arrays lie: beside their weights where they have their shape, else everywhere.
+
+    Left to itself, jit puts the moments of sharded weights on one device.
+    """
+    return optax.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        lambda moment, weight, sharding: sharding if moment.shape == weight.shape else replicated(mesh),
         jax.eval_shape(optimizer.init, params),
+        params,
         where,
         transform_non_params=lambda _: replicated(mesh),
     )
-    state = State(params, jax.jit(optimizer.init, out_shardings=moments)(params))
-    return config, state, State(where, moments)
 
 
 def param_shardings(config: ModelConfig, params: decoder.Params, mesh: Mesh) -> decoder.Params:

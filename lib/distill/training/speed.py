@@ -1,0 +1,41 @@
+"""How much of the device's peak a run uses (MFU, PaLM arXiv 2204.02311 appendix B), where the peak is known."""
+
+import math
+
+import jax
+
+from distill.config import Stage
+from distill.models import decoder
+from distill.models.config import ModelConfig
+
+PEAK = {
+    "H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12,
+    "TPU v5p": 459e12, "TPU v5": 459e12, "TPU v6 lite": 918e12, "TPU v6e": 918e12,
+}  # fmt: skip
+"""Floating-point operations a second of one device in dense bfloat16, as its maker tells (SXM for NVIDIA)."""
+
+
+def peak(stage: Stage) -> float | None:
+    """Of all devices together; None where it is not known, or the stage computes in another type."""
+    kind = jax.devices()[0].device_kind
+    found = max((name for name in PEAK if name in kind), key=len, default=None)
+    return PEAK[found] * jax.device_count() if found and stage.dtype == "bfloat16" else None
+
+
+def token_operations(config: ModelConfig, length: int, *, frozen: bool = False) -> float:
+    """What one position of a row needs: two a weight forward, four backward; two where weights are frozen.
+
+    Of experts those that a token asks; attention over half of `length`, as it is causal. Rematerialisation is
+    not counted, nor is the embedding, which is a look-up.
+    """
+    weights = attention = 0.0
+    for path, axes in decoder.weight_axes(config).items():
+        size = float(math.prod(config.sizes[axis] for axis in axes.split()))
+        if ".experts." in path:
+            size *= config.experts.per_token / config.experts.count
+        weights += size if path != "embed" or config.tied else 0.0
+    for layer in config.layers:
+        seen = length / 2 if layer.window is None else min(layer.window, length / 2)
+        values = config.latent.value if config.latent else config.head_dim
+        attention += 2 * seen * config.heads * (config.head_dim + values)
+    return (4 if frozen else 6) * weights + 3 * attention

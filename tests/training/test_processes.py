@@ -1,0 +1,89 @@
+"""Two real processes over loopback train as one does; each reads its part of every batch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from tiny_models import tiny_llama
+
+from distill.checkpoints.convert import import_checkpoint
+from distill.checkpoints.store import load_weights
+from distill.files import read_json, read_jsonl
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from distill.parallel.runtime import join, start
+start()
+join()
+from distill.config import Stage
+from distill.data.loader import Loader
+from distill.data.masking import Examples
+from distill.training.loop import fit
+init, folder = map(Path, sys.argv[1:3])
+random = np.random.default_rng(0)
+lengths = random.integers(4, 12, 12)
+offsets = np.concatenate([[0], np.cumsum(lengths)])
+ids = random.integers(6, 35, offsets[-1]).astype(np.int32)
+examples = Examples(ids, np.ones(len(ids), np.uint8), offsets, {})
+read, batch = set(), Loader.batch
+Loader.batch = lambda self, step, part: read.add((part.start, part.stop)) or batch(self, step, part)
+fit(init, examples, folder, Stage.model_validate_json(sys.argv[3]), "sft")
+print(json.dumps(sorted(read)))
+"""
+
+
+def started(init: Path, folder: Path, stage: dict, **environment: str) -> subprocess.Popen:
+    settings = {"PYTHONPATH": str(ROOT / "lib"), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", **environment}
+    command = [sys.executable, "-c", RUN, str(init), str(folder), json.dumps(stage)]
+    return subprocess.Popen(
+        command, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def ended(process: subprocess.Popen) -> list:
+    """The parts of batches that a process read."""
+    try:
+        out, err = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    import_checkpoint(tiny_llama(tmp_path / "hf"), tmp_path / "init", dtype="float32", origin="tiny")
+    stage = {"init": "-", "steps": 4, "batch_size": 4, "learning_rate": 3e-3, "log_every": 1, "held_out": 2,
+             "checkpoint_every": 2}  # fmt: skip
+    assert ended(started(tmp_path / "init", tmp_path / "one", stage)) == [[0, 4]]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pair = [
+        started(
+            tmp_path / "init", tmp_path / "two", stage,
+            DISTILL_COORDINATOR=f"127.0.0.1:{port}", DISTILL_PROCESSES="2", DISTILL_PROCESS=str(number),
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    try:
+        assert [ended(process) for process in pair] == [[[0, 2]], [[2, 4]]]
+    finally:
+        for process in pair:  # one that waits for the other, which failed
+            process.kill()
+            process.communicate()
+    one, two = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert [row["step"] for row in two] == [1, 2, 3, 4]
+    for name in ("loss", "grad_norm", "tokens"):
+        np.testing.assert_allclose([row[name] for row in two], [row[name] for row in one], rtol=1e-4)
+    assert read_json(tmp_path / "two/final.json")["step"] == 4
+    assert not (tmp_path / "two/steps").exists()
+    (_, alone), (_, together) = (load_weights(tmp_path / name / "params") for name in ("one", "two"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), alone, together)
