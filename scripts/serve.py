@@ -24,6 +24,9 @@ PATH = click.Path(path_type=Path)
     "--max-length", type=click.IntRange(2), default=2048, show_default=True, help="prompt and answer, in tokens"
 )
 @click.option("--queue", type=click.IntRange(0), help="samples that may wait; 16 a slot by default")
+@click.option("--data-parallelism", "data", type=click.IntRange(1), default=1, help="devices that share the slots")
+@click.option("--expert-parallelism", "expert", type=click.IntRange(1), default=1, help="devices that share experts")
+@click.option("--tensor-parallelism", "tensor", type=click.IntRange(1), default=1, help="devices that share each layer")
 @click.option(
     "--top-logprobs", type=click.IntRange(0), default=0, show_default=True,
     help="alternatives that a request may ask for at each token",
@@ -31,8 +34,9 @@ PATH = click.Path(path_type=Path)
 @click.option("--token-file", type=PATH, help="file with the token that clients must know, readable by you only")
 @click.option("--idle-seconds", type=float, default=0, help="leave after so long without a request; 0: stay")
 @click.option("--shared", type=PATH, hidden=True, help="info file of the server that batch jobs share")
-def main(params: Path, host: str, port: int, slots: int, max_length: int, queue: int | None,
-         top_logprobs: int, token_file: Path | None, idle_seconds: float, shared: Path | None) -> None:  # fmt: skip
+def main(params: Path, host: str, port: int, slots: int, max_length: int, queue: int | None, data: int, expert: int,
+         tensor: int, top_logprobs: int, token_file: Path | None, idle_seconds: float,
+         shared: Path | None) -> None:  # fmt: skip
     with (
         explained(),
         living(shared) if shared else nullcontext((read_token(token_file), click.echo)) as (token, announce),
@@ -40,7 +44,9 @@ def main(params: Path, host: str, port: int, slots: int, max_length: int, queue:
         start()
         port = 0 if shared else port
         queue = 16 * slots if queue is None else queue
-        serve(params, Serving(slots, max_length, queue, host, port, token, idle_seconds, top_logprobs), announce)
+        mesh = {"data": data, "expert": expert, "tensor": tensor}
+        settings = Serving(slots, max_length, queue, host, port, token, idle_seconds, top_logprobs, mesh)
+        serve(params, settings, announce)
 
 
 def read_token(file: Path | None) -> str | None:

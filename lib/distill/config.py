@@ -114,6 +114,14 @@ class Sampling(Settings):
         return self
 
 
+class EngineMesh(Settings):
+    """Devices that generate together: rows of the batch, experts, and heads with hidden widths are spread over them."""
+
+    data: int = Field(1, gt=0)
+    expert: int = Field(1, gt=0)
+    tensor: int = Field(1, gt=0)
+
+
 class Generation(Settings):
     """What the teacher is asked for."""
 
@@ -123,6 +131,7 @@ class Generation(Settings):
     sampling: Sampling = Sampling()
     seed: int = 0
     slots: int = Field(64, gt=0, description="sequences decoded together; fixes the bytes with the machine")
+    mesh: EngineMesh = EngineMesh()
     endpoint: str | None = Field(None, description="URL of a server that is there already; ours is started by default")
     max_failed_rows: int = Field(0, ge=0, description="prompts of a batch that may stay without an answer")
     idle_seconds: int = Field(60, gt=0, description="the server that batches share leaves after so long unasked")

@@ -40,6 +40,15 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: list[jax.Device] 
     return Mesh(np.asarray(devices).reshape(sizes), tuple(shape), axis_types=(AxisType.Auto,) * len(sizes))
 
 
+def engine_mesh(shape: Mapping[str, int]) -> Mesh | None:
+    """The first devices, as many as an engine is spread over; None for one alone."""
+    count = math.prod(shape.values())
+    if count > (there := len(jax.devices())):
+        text = " × ".join(f"{axis} {size}" for axis, size in shape.items())
+        raise DistillError(f"mesh {text} needs {count} devices, there are {there}: make it smaller")
+    return make_mesh(shape, jax.devices()[:count]) if count > 1 else None
+
+
 def weight_spec(mesh: Mesh, axes: str, shape: tuple[int, ...]) -> PartitionSpec:
     """Which mesh axis each axis of a weight is split over.
 

@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -13,6 +14,7 @@ from distill.checkpoints.store import load_weights
 from distill.closure import digest
 from distill.errors import DistillError
 from distill.generation import engine
+from distill.parallel.mesh import engine_mesh
 from distill.serving.server import Service, Serving
 from distill.serving.worker import Failed, Worker
 from distill.text.tokenizer import load_tokenizer
@@ -29,10 +31,11 @@ async def _serve(params: Path, settings: Serving, announce: Callable[[str], None
     info = read_info(params)
 
     def build() -> engine.Engine:
-        config, weights = load_weights(params)
+        mesh = engine_mesh(settings.mesh)
+        config, weights = load_weights(params, mesh=mesh)
         return engine.Engine(
             config, weights, slots=settings.slots, max_length=settings.max_length, real_vocab=info.real_vocab,
-            top=settings.top_logprobs,
+            top=settings.top_logprobs, mesh=mesh,
         )  # fmt: skip
 
     opened = _open(settings)
@@ -65,13 +68,14 @@ async def _serve(params: Path, settings: Serving, announce: Callable[[str], None
         raise DistillError(str(worker.failure))
 
 
-def facts(info: ModelInfo, settings: Serving) -> dict[str, str | int]:
+def facts(info: ModelInfo, settings: Serving) -> dict[str, Any]:
     """What decides a sample's bytes here: a client compares it, and keeps what it gets under it."""
     return {
         "teacher": info.digest,
         "tokenizer_hash": info.tokenizer_hash,
         "slots": settings.slots,
         "max_length": settings.max_length,
+        "mesh": dict(settings.mesh),
         "engine": digest(Path(engine.__file__)),
     }
 

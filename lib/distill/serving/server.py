@@ -2,9 +2,9 @@
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.applications import Starlette
@@ -38,6 +38,7 @@ class Serving:
     token: str | None = None
     idle_seconds: float = 0
     top_logprobs: int = 0
+    mesh: Mapping[str, int] = field(default_factory=lambda: {"data": 1, "expert": 1, "tensor": 1})
 
 
 class Service:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -33,6 +33,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 SCRIPT = PACKAGE.parents[1] / "scripts/serve.py"
 POLL = 0.05  # seconds
 BUSY = 10.0  # seconds that a busy server is waited for before it is left alone
+ONE_DEVICE = {"data": 1, "expert": 1, "tensor": 1}
 HELD: list[TextIO] = []
 STARTED: list[subprocess.Popen] = []  # they outlive this process; a handle that is dropped would complain of that
 
@@ -94,14 +95,14 @@ def folder() -> Path:
     return path
 
 
-def files_of(params: Path, slots: int, max_length: int) -> Files:
+def files_of(params: Path, slots: int, max_length: int, mesh: Mapping[str, int] = ONE_DEVICE) -> Files:
     """The files of the server that answers for a model and engine settings, with the code as it is now."""
     code = hashlib.sha256()
     for file in [SCRIPT, *sorted(PACKAGE.rglob("*.py"))]:
         code.update(str(file.relative_to(PACKAGE.parents[1])).encode() + b"\0" + file.read_bytes())
     key = {
         "teacher": hashlib.sha256((params / "model.json").read_bytes()).hexdigest(),
-        "engine": [slots, max_length],
+        "engine": [slots, max_length, dict(mesh)],
         "code": code.hexdigest(),
         "python": sys.executable,
         "jax": {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_"))},
@@ -111,9 +112,11 @@ def files_of(params: Path, slots: int, max_length: int) -> Files:
     return Files(folder() / f"{digest(key)[:16]}.json")
 
 
-def ensure_server(params: Path, *, slots: int, max_length: int, idle_seconds: float) -> Server:
+def ensure_server(
+    params: Path, *, slots: int, max_length: int, idle_seconds: float, mesh: Mapping[str, int] = ONE_DEVICE
+) -> Server:
     """The shared server; started, and waited for, when there is none. Idle ones with another key leave first."""
-    files = files_of(params, slots, max_length)
+    files = files_of(params, slots, max_length, mesh)
     if server := files.read():
         return server
     with FileLock(files.start):
@@ -125,6 +128,7 @@ def ensure_server(params: Path, *, slots: int, max_length: int, idle_seconds: fl
         files.info.unlink(missing_ok=True)
         command = [sys.executable, SCRIPT, "--params", params, "--slots", slots, "--max-length", max_length]
         command += ["--idle-seconds", idle_seconds, "--shared", files.info]
+        command += [part for axis, size in mesh.items() for part in (f"--{axis}-parallelism", size)]
         environment = {name: value for name, value in os.environ.items() if name != "DISTILL_PARENT"}
         with files.log.open("wb") as log:
             process = subprocess.Popen(
