@@ -50,6 +50,11 @@ def changed(path: str, value: object) -> dict:
         ("generation.sampling", {"temperature": 0}, "generation.sampling.temperature is 0: input should be greater"),
         ("prompts.num_batches", 0, "must be 1 or more, or `all`"),
         ("models.teacher.dtype", "float8", "models.teacher.dtype is 'float8'"),
+        ("publish.targets", {"x": {"to": "acme/set"}}, "'acme/set' is no place: hf://owner/name, gs://bucket/folder"),
+        ("publish.targets", {"x": {"to": "hf://acme"}}, "'hf://acme' is no repository: hf://owner/name"),
+        ("publish.targets", {"x": {"to": "s3://key:word@b/c"}}, "credentials go into the environment"),
+        ("publish.targets", {"x": {"to": "gs://b", "what": "stf"}}, "stf is neither the dataset nor a stage (did you"),
+        ("publish.targets", {"a/b": {"to": "gs://b"}}, "publish target 'a/b': a name has letters"),
         ("dataset.verifier", {"name": "exact_match"}, "dataset.verifier needs prompts.reference"),
     ],
 )  # fmt: skip

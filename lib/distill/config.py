@@ -222,6 +222,37 @@ class Report(Settings):
     samples: int = Field(12, ge=0, description="held-out prompts shown side by side")
 
 
+class Target(Settings):
+    """A place to publish to: `hf://owner/name`, `gs://bucket/folder` or `s3://bucket/folder`."""
+
+    to: str
+    what: str = Field("dataset", description="dataset, or the name of a stage: its exported student")
+    private: bool = Field(True, description="on the Hub: seen by its owner only")
+    branch: str = Field("main", description="on the Hub")
+    license: str | None = Field(None, description="of a student, written on its card; unknown when left out")
+
+    @field_validator("to")
+    @classmethod
+    def _place(cls, to: str) -> str:
+        parts = urlsplit(to)
+        if parts.scheme not in ("hf", "gs", "s3"):
+            raise ValueError(f"{to!r} is no place: hf://owner/name, gs://bucket/folder or s3://bucket/folder")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("credentials go into the environment or the client's own login, not into a recipe")
+        if parts.scheme == "hf" and not re.fullmatch(r"[\w.-]+/[\w.-]+", f"{parts.netloc}{parts.path}"):
+            raise ValueError(f"{to!r} is no repository: hf://owner/name (`what` decides whether a dataset or a model)")
+        if not parts.netloc:
+            raise ValueError(f"{to!r} names no bucket: {parts.scheme}://bucket/folder")
+        return to.rstrip("/")
+
+
+class Publish(Settings):
+    """Where results go. `asked`: when `publish` is asked for by name; `all`: with everything else."""
+
+    when: Literal["asked", "all"] = "asked"
+    targets: dict[str, Target] = {}
+
+
 class Recipe(Settings):
     """A whole recipe."""
 
@@ -237,6 +268,7 @@ class Recipe(Settings):
     stages: dict[str, Stage]
     evaluation: Evaluation | None = None
     report: Report = Report()
+    publish: Publish = Publish()
 
     @field_validator("run")
     @classmethod
@@ -249,7 +281,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
-        for kind, names in (("model", self.models), ("stage", self.stages)):
+        for kind, names in (("model", self.models), ("stage", self.stages), ("publish target", self.publish.targets)):
             for name in names:
                 if not re.match(NAME, name):
                     raise ValueError(f"{kind} {name!r}: a name has letters, digits, `.`, `_` and `-` only")
@@ -266,6 +298,13 @@ class Recipe(Settings):
                 )
         for name in self.stages:
             self.lineage(name)
+        whats = ["dataset", *self.stages]
+        for name, target in self.publish.targets.items():
+            if target.what not in whats:
+                raise ValueError(
+                    f"publish.targets.{name}.what: {target.what} is neither the dataset nor a stage"
+                    f"{did_you_mean(target.what, whats)}"
+                )
         if self.dataset.verifier and self.prompts.reference is None and self.prompts.completion is None:
             raise ValueError("dataset.verifier needs prompts.reference, the column of right answers")
         return self
