@@ -17,6 +17,7 @@ include: "rules/evaluate.smk"
 include: "rules/report.smk"
 include: "rules/plan.smk"
 include: "rules/parity.smk"
+include: "rules/publish.smk"
 
 
 rule all:
@@ -29,6 +30,7 @@ rule all:
         expand("<run>/students/{stage}/params", stage=RECIPE.stages),
         expand("<run>/export/{stage}", stage=RECIPE.stages),
         "<run>/report.html",
+        publications() if RECIPE.publish.when == "all" else [],
     message:
         "all is there"
 
@@ -66,6 +68,13 @@ rule export:
         expand("<run>/export/{stage}", stage=RECIPE.stages),
     message:
         "exports are there"
+
+
+rule publish:
+    input:
+        publications(),
+    message:
+        "publications are there" if RECIPE.publish.targets else "the recipe names no place in publish.targets"
 
 
 onstart:

@@ -56,6 +56,7 @@ wildcard_constraints:
     model="|".join(map(re.escape, MODELS)),
     stage="|".join(map(re.escape, RECIPE.stages)),
     scored="|".join(map(re.escape, [*RECIPE.models, *RECIPE.stages])),
+    where="|".join(map(re.escape, RECIPE.publish.targets)),
 
 
 def code(rule, *others):
@@ -241,3 +242,25 @@ def length_of(wildcards):
 def answer_length(wildcards):
     """The most tokens that a held-out prompt and its answer may have."""
     return RECIPE.evaluation.max_target_length or RECIPE.generation.max_target_length
+
+
+# Publication --------------------------------------------------------------------------------------------------
+
+
+def publications():
+    """The records of all places in the recipe."""
+    return [f"{RUN}/published/{where}.json" for where in RECIPE.publish.targets]
+
+
+def published_folder(wildcards):
+    """What a place is sent: the dataset, or a student's export."""
+    what = RECIPE.publish.targets[wildcards.where].what
+    return f"{RUN}/dataset" if what == "dataset" else f"{RUN}/export/{what}"
+
+
+def publication_settings(wildcards):
+    """What the place and its card tell of the recipe, and nothing that would publish again for no reason."""
+    unused = {"code", "results", "generation", "dataset", "evaluation", "report"}
+    one = {"targets": {wildcards.where: RECIPE.publish.targets[wildcards.where]}}
+    publish = RECIPE.publish.model_copy(update={"when": "asked", **one})
+    return RECIPE.model_copy(update={"publish": publish}).model_dump_json(exclude_defaults=True, exclude=unused)

@@ -1,0 +1,37 @@
+"""Publication is asked for by name, or by the recipe; what is published already is not published again."""
+
+import json
+
+import pytest
+from project import Project
+from services.writable_hub import WritableHub
+
+TOKEN = "hf_SeCrEtSeCrEtSeCrEt"
+TARGETS = {"answers": {"to": "hf://acme/answers"}, "student": {"to": "hf://acme/student", "what": "sft"}}
+
+
+def test_a_run_publishes_when_it_is_told_to(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    with WritableHub() as hub:
+        hub.tokens[TOKEN] = set()
+        hub.writers.add(TOKEN)
+        for name, value in {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        project.recipe(publish={"targets": TARGETS})
+        assert project.run() == ["write the report"], "the recipe is on the page; nothing left the machine"
+        assert not hub.requests
+        assert set(project.run("publish")) == {"publish to answers", "publish to student"}
+        repo = hub.repos["datasets/acme/answers"]
+        record = json.loads((project.run_folder / "published/answers.json").read_text())
+        assert record["commit"] == repo.refs["main"]
+        published = set(repo.commits[record["commit"]])
+        assert published == {".gitattributes", "README.md", "data/train-00000-of-00001.parquet", "ledger.json"}
+        student = hub.repos["models/acme/student"]
+        assert {"README.md", "model.safetensors"} <= set(student.commits[student.refs["main"]])
+        assert project.run("publish") == []
+        project.recipe(publish={"when": "all", "targets": TARGETS}, dataset__license="mit")
+        jobs = project.run()
+        assert "publish to answers" in jobs
+        assert len(hub.made) == 3, "the student is what it was: looked at again, it needs no commit"
+        said = "".join(path.read_text(errors="replace") for path in project.run_folder.rglob("*.log"))
+        assert TOKEN not in said
