@@ -17,6 +17,7 @@ from distill.config import load_recipe
 from distill.errors import DistillError
 from distill.files import digest, read_json
 from distill.inputs import dataset_files, is_params, model_files, tokenizer_files
+from distill.inputs import prompt_files as prompt_sources
 
 PYTHON = sys.executable
 SCRIPTS = str(Path(workflow.basedir) / "scripts")
@@ -28,7 +29,7 @@ def read_recipe_or_exit():
     """The recipe and the local files that it names; what is wrong ends Snakemake with one line."""
     try:
         recipe = load_recipe(config)
-        files = {"prompts": dataset_files(recipe.prompts, "prompts")}
+        files = {"prompts": prompt_sources(recipe.prompts)}
         files["evaluation"] = dataset_files(recipe.evaluation, "evaluation") if recipe.evaluation else []
         for name, model in recipe.models.items():
             files[name] = model_files(model, name)

@@ -59,6 +59,7 @@ class Source(Settings):
     prompt: str | None = Field(None, description="column of prompts, strings or message lists")
     completion: str | None = Field(None, description="column of completions, strings or message lists")
     reference: str | None = Field(None, description="column of reference answers, for verifiers and evaluation")
+    stream: bool = Field(False, description="read a Hub dataset as it comes, for one larger than the disk")
 
     @property
     def local(self) -> Path | None:
@@ -68,14 +69,48 @@ class Source(Settings):
         return path if looks_like_a_path or path.suffix in (".jsonl", ".json", ".parquet") else None
 
 
-class Prompts(Source):
-    """Which rows become prompts, and in which batches."""
+class Mixed(Source):
+    """One of several sources; `weight` is its share of the rows, for as long as it lasts."""
 
+    weight: float = Field(1.0, gt=0)
+
+
+class Filters(Settings):
+    """What a prompt's last user turn must be like; what is left out is counted by reason."""
+
+    min_characters: int | None = Field(None, gt=0)
+    max_characters: int | None = Field(None, gt=0)
+    min_tokens: int | None = Field(None, gt=0, description="of the whole prompt, as the teacher reads it")
+    match: str | None = Field(None, description="regular expression that must be found")
+    reject: str | None = Field(None, description="regular expression that must not be found")
+
+    @field_validator("match", "reject")
+    @classmethod
+    def _expression(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression ({error})") from None
+        return value
+
+
+class Prompts(Source):
+    """Which rows become prompts, and in which batches. Either one `source`, or a `mix` of several."""
+
+    source: str = ""
+    mix: list[Mixed] = []
+    turns: Literal["last", "first", "each"] = Field("last", description="which user turns to answer")
+    system: str | None = Field(None, description="system message for prompts that have none")
+    filters: Filters | None = None
+    sample: float | None = Field(None, gt=0, le=1, description="share of the prompts to take, by hash")
+    sample_seed: int = 0
+    exclude: list[Source] = Field([], description="evaluation sets whose prompts must not occur")
     batch_size: int = Field(1024, gt=0)
     num_batches: int | Literal["all"] = "all"
     chat_template: Literal["tokenizer", "none"] = "tokenizer"
     overlong: Literal["drop", "fail"] = "drop"
-    duplicates: Literal["drop", "keep"] = "drop"
+    duplicates: Literal["drop", "keep", "normalized", "similar"] = "drop"
+    similarity: float = Field(0.8, gt=0, le=1, description="share of word triples from which prompts are similar")
     shuffle_seed: int | None = Field(None, description="permute inside fixed blocks; None keeps the order")
     shuffle_block: int = Field(16, gt=0, description="batches in a block that is shuffled together")
 
@@ -85,6 +120,33 @@ class Prompts(Source):
         if value != "all" and int(value) < 1:
             raise ValueError("must be 1 or more, or `all`")
         return value
+
+    @field_validator("turns", mode="before")
+    @classmethod
+    def _turns(cls, value: Any) -> Any:
+        if value == "each_own":
+            raise ValueError(
+                "each_own (the teacher's own answers as history) is not built: take each, which keeps the dataset's"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> "Prompts":
+        if self.source == "" and not self.mix:
+            raise ValueError("source is missing: name a dataset, or several in mix")
+        if self.mix and (surplus := sorted(self.model_fields_set & set(Source.model_fields))):
+            raise ValueError(f"each source of mix has settings of its own: move {', '.join(surplus)} there")
+        return self
+
+    @property
+    def sources(self) -> list[Source]:
+        """All that is read, in the recipe's order."""
+        return list(self.mix) or [self]
+
+    @property
+    def name(self) -> str:
+        """What to call it in a sentence."""
+        return " + ".join(source.source for source in self.sources)
 
 
 class Sampling(Settings):
@@ -305,7 +367,8 @@ class Recipe(Settings):
                     f"publish.targets.{name}.what: {target.what} is neither the dataset nor a stage"
                     f"{did_you_mean(target.what, whats)}"
                 )
-        if self.dataset.verifier and self.prompts.reference is None and self.prompts.completion is None:
+        unknown = all(source.reference is None and source.completion is None for source in self.prompts.sources)
+        if self.dataset.verifier and unknown:
             raise ValueError("dataset.verifier needs prompts.reference, the column of right answers")
         return self
 

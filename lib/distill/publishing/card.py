@@ -45,8 +45,8 @@ def model_card(recipe: Recipe, stage: str, place: str, license: str | None) -> s
     front |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["distillation"]}
     if student.local is None:
         front["base_model"] = student.source
-    if recipe.prompts.local is None:
-        front["datasets"] = [recipe.prompts.source]
+    if datasets := [source.source for source in recipe.prompts.sources if source.local is None]:
+        front["datasets"] = datasets
     body = TEXT.format(
         run=recipe.run,
         stage=stage,
@@ -55,7 +55,7 @@ def model_card(recipe: Recipe, stage: str, place: str, license: str | None) -> s
         student=student.source,
         teacher_revision=_at(teacher.revision),
         student_revision=_at(student.revision),
-        prompts=recipe.prompts.source,
+        prompts=recipe.prompts.name,
         stages=" → ".join(f"{name} ({_steps(recipe.stages[name])})" for name in lineage),
         license=license or "unknown: see those of the student before, of the teacher and of the prompts",
     )

@@ -116,7 +116,10 @@ def _hub(source: Source) -> Opened:
         commit = None if offline else hub.HfApi().dataset_info(source.source, revision=source.revision).sha
     except Exception as error:
         raise _complaint(source, error) from None
-    dataset = _load(source, source.source, name=source.config, split=source.split, revision=commit)
+    if source.stream and offline:
+        raise DistillError(f"dataset {source.source}: offline, nothing can be streamed: leave out `stream`")
+    streaming = {"streaming": True} if source.stream else {}
+    dataset = _load(source, source.source, name=source.config, split=source.split, revision=commit, **streaming)
     if offline:
         cached = re.search(r"/([0-9a-f]{40})/", Path(dataset.cache_files[0]["filename"]).as_posix())
         commit = cached and cached[1]
