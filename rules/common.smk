@@ -116,6 +116,12 @@ def source_of(wildcards):
     return str(model_of(wildcards).local or f"{RECIPE.results}/models/{wildcards.model}/source")
 
 
+def teacher_source():
+    """The folder that the teacher came in, where its license is to be found."""
+    model = RECIPE.models[RECIPE.teacher]
+    return str(model.local or f"{RECIPE.results}/models/{RECIPE.teacher}-{model.id8}/source")
+
+
 def tokenizer_of(wildcards):
     """The folder that its tokenizer comes from."""
     own = model_of(wildcards).tokenizer is not None

@@ -27,7 +27,7 @@ def main(init: Path, stage: str, name: str, template: str, max_length: int, fold
         leave_with_parent()
         start()
         if data[0].is_dir():
-            data = sorted(data[0].glob("data/*.parquet"))
+            data = sorted(data[0].glob("data/train-*.parquet"))
         settings = Stage.model_validate_json(stage)
         train(init, list(data), folder, settings, name, template=template, max_length=max_length)
 

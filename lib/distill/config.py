@@ -87,11 +87,7 @@ class Filters(Settings):
     @field_validator("match", "reject")
     @classmethod
     def _expression(cls, value: str | None) -> str | None:
-        try:
-            re.compile(value or "")
-        except re.error as error:
-            raise ValueError(f"{value!r} is no regular expression ({error})") from None
-        return value
+        return regular_expression(value)
 
 
 class Prompts(Source):
@@ -217,17 +213,54 @@ class Generation(Settings):
 
 
 class Verifier(Settings):
-    """Keeps a completion only when it is right. `exact_match` compares it with `prompts.reference`."""
+    """Keeps a completion only when it is right, judged by `prompts.reference`.
 
-    name: Literal["exact_match"] = "exact_match"
+    exact_match: the same text; numeric: the same last number; code: its Python passes the reference's assertions.
+    """
+
+    name: Literal["exact_match", "numeric", "code"] = "exact_match"
+    seconds: float = Field(5.0, gt=0, description="that code may take")
+    megabytes: int = Field(512, gt=0, description="of memory that code may have")
+
+
+class Quality(Settings):
+    """What a completion must be like; what is left out is counted by reason."""
+
+    min_characters: int | None = Field(None, gt=0)
+    max_characters: int | None = Field(None, gt=0)
+    match: str | None = Field(None, description="regular expression that must be found")
+    reject: str | None = Field(None, description="regular expression that must not be found")
+    refusal: bool = Field(False, description="drop what opens like a refusal, in English")
+    repetition: float | None = Field(None, ge=0, lt=1, description="largest share of repeated runs of four words")
+    min_logprob: float | None = Field(None, le=0, description="least mean log-probability of its tokens, in nats")
+
+    @field_validator("match", "reject")
+    @classmethod
+    def _expression(cls, value: str | None) -> str | None:
+        return regular_expression(value)
+
+
+class Best(Settings):
+    """Of the samples of a prompt that all filters let through, the best are kept."""
+
+    keep: int = Field(1, gt=0)
+    by: Literal["logprob", "shortest", "first"] = "logprob"
 
 
 class Dataset(Settings):
     """Which samples become training data."""
 
+    completions: Literal["generated", "own"] = Field("generated", description="own: those the prompts came with")
+    think: Literal["keep", "drop"] = Field("keep", description="what a completion has before `</think>`")
     keep_length: bool = Field(False, description="keep samples that ran into max_target_length")
     keep_duplicates: bool = False
+    quality: Quality | None = None
     verifier: Verifier | None = None
+    best: Best | None = None
+    held_out: float | None = Field(None, gt=0, lt=1, description="share of the prompts that becomes the split test")
+    held_out_seed: int = 0
+    provenance: bool = Field(False, description="columns that tell where each row comes from")
+    jsonl: bool = Field(False, description="the same rows as JSON lines too")
     shard_rows: int = Field(100_000, gt=0)
     license: str | None = Field(None, description="written on the card; unknown when left out")
 
@@ -360,6 +393,10 @@ class Recipe(Settings):
                 )
         for name in self.stages:
             self.lineage(name)
+        if self.dataset.completions == "own" and self.generation.num_generations > 1:
+            raise ValueError(
+                "dataset.completions: own has one completion a prompt: generation.num_generations must be 1"
+            )
         whats = ["dataset", *self.stages]
         for name, target in self.publish.targets.items():
             if target.what not in whats:
@@ -386,6 +423,15 @@ class Recipe(Settings):
     def folder(self) -> Path:
         """`{results}/{run}`"""
         return self.results / self.run
+
+
+def regular_expression(value: str | None) -> str | None:
+    """`value`, which is one, or a ValueError."""
+    try:
+        re.compile(value or "")
+    except re.error as error:
+        raise ValueError(f"{value!r} is no regular expression ({error})") from None
+    return value
 
 
 def did_you_mean(name: str, known: Any) -> str:

@@ -29,6 +29,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 LARGE = (".safetensors", ".bin", ".parquet")
 
 
@@ -224,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_json({
             "id": repo, "sha": commit, "private": it.private, "gated": "manual" if it.gated else False,
             "tags": [], "downloads": 0, "likes": 0, "lastModified": "2024-01-01T00:00:00.000Z",
-            "siblings": [{"rfilename": path} for path in sorted(files)],
+            "siblings": [{"rfilename": path} for path in sorted(files)], "cardData": card(files.get("README.md", b"")),
         })  # fmt: skip
 
     def tree(self, kind: str, repo: str, rev: str, folder: str | None = None) -> None:
@@ -312,6 +314,12 @@ def find(repo: Repo, rev: str) -> tuple[str, dict[str, bytes]]:
     if commit not in repo.commits:
         raise Refused(404, "RevisionNotFound", f"Invalid rev id: {rev}")
     return commit, repo.commits[commit]
+
+
+def card(readme: bytes) -> dict[str, Any] | None:
+    """The front matter of a README.md."""
+    parts = readme.decode().split("---\n")
+    return yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0] else None
 
 
 def oid(content: bytes) -> str:
