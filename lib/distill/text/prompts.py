@@ -16,7 +16,7 @@ from distill import SCHEMA_VERSION
 from distill.config import Prompts
 from distill.errors import DistillError
 from distill.files import digest, write_jsonl
-from distill.text.chat import prompt_id, prompts_tokens
+from distill.text.chat import prompts_tokens
 from distill.text.selection import Selection, mixed, with_system
 from distill.text.sources import Conversation, nothing_in, open_source
 from distill.text.tokenizer import Tokenizer
@@ -127,7 +127,7 @@ def _rows(
     ids = prompts_tokens(tokenizer, [conversation.messages for conversation in asked], template)
     rows = []
     for conversation, tokens in zip(asked, ids, strict=True):
-        name = prompt_id(conversation.messages)
+        name = conversation.id
         if limit.exceeded(name, len(tokens)):
             dropped["overlong"] += 1
             continue

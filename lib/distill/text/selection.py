@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 from distill.config import Prompts
 from distill.errors import DistillError
-from distill.text.chat import Messages, prompt_id
+from distill.text.chat import Messages
 from distill.text.sources import Conversation, open_source
 
 PERMUTATIONS = 128
@@ -100,7 +100,7 @@ class Sampled:
         self.below, self.seed = share * 2**64, seed
 
     def __call__(self, row: Conversation) -> str | None:
-        drawn = blake2b(f"{self.seed} {prompt_id(row.messages)}".encode(), digest_size=8).digest()
+        drawn = blake2b(f"{self.seed} {row.id}".encode(), digest_size=8).digest()
         return None if int.from_bytes(drawn, "big") < self.below else "not_sampled"
 
 
@@ -112,7 +112,7 @@ class Seen:
         self.seen: set[bytes] = set()
 
     def __call__(self, row: Conversation) -> str | None:
-        key = prompt_id(row.messages).encode() if self.exact else _key(_whole(row.messages))
+        key = row.id.encode() if self.exact else _key(_whole(row.messages))
         if key in self.seen:
             return "duplicate"
         self.seen.add(key)

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any, Literal
 
 from distill.config import Source
 from distill.errors import DistillError
+from distill.text.chat import prompt_id
 from distill.text.readers import open_dataset
 
 Turns = Literal["last", "first", "each"]
@@ -19,6 +21,11 @@ class Conversation:
     messages: list[dict[str, str]]
     original: str | None
     reference: str | None
+
+    @cached_property
+    def id(self) -> str:
+        """`prompt_id` of its messages."""
+        return prompt_id(self.messages)
 
 
 @dataclass(frozen=True)
