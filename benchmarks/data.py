@@ -5,7 +5,8 @@
 
 prompts: a dataset of UltraChat's shape (some turns, a few thousand characters of words with Zipf's frequencies), read
 and tokenized by scripts/index_prompts.py with a byte-level BPE of 32,000 tokens; `first` answers the first turn of
-each conversation, `last` (of a tenth of them) the last one with all that came before it; `similar` also looks for near duplicates.
+each conversation, `last` the last one with all that came before it (of a tenth of them); `similar` also looks for
+near duplicates.
 assembly: completions files of 2,048 samples, of 3.7 kB each on the disk, by scripts/build_dataset.py.
 publish: nothing is sent, this is the hashing of the assembled dataset by SHA-256, SHA-1 and MD5.
 

@@ -24,7 +24,7 @@ from distill.publishing.retries import is_transient, patiently, retry_after
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 AGAIN = "run the same command again, what has arrived is not sent twice"
 # What earlier publications put there and this one no longer has; anything else in a repository is its owner's.
-OURS = {"dataset": ("data/*",), "model": ("*.safetensors", "*.safetensors.index.json")}
+OURS = {"dataset": ("data/*", "jsonl/*"), "model": ("*.safetensors", "*.safetensors.index.json")}
 TROUBLE = (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, httpx2.HTTPError, RuntimeError, OSError, ValueError)
 
 
