@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import HfApi
 from places import TOKEN, Place, at_hand
 from places import hub as hub_place
 
@@ -92,6 +93,27 @@ def test_a_student_goes_to_a_model_repository_with_its_card(hub: Place, tmp_path
     assert "`acme/large` at revision `abab" in text
     assert "sft (sft on generated answers, 5 steps) → more (sft on original answers, 2 epochs)" in text
     assert "unknown" in text, "a license that nobody named"
+
+
+def test_what_the_xet_transfer_raises_is_retried_or_explained(
+    hub: Place, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its storage has no server here: what it raises is taken from its own package."""
+    hf_xet = pytest.importorskip("hf_xet")
+    create, troubles = HfApi.create_commit, [RuntimeError("network"), ConnectionError("reset")]
+
+    def troubled(self: HfApi, *args: object, **options: object) -> object:
+        if troubles:
+            raise troubles.pop()
+        return create(self, *args, **options)
+
+    monkeypatch.setattr(HfApi, "create_commit", troubled)
+    assert hub.files(hub.publish(folder, tmp_path / "out.json"))["ledger.json"] == b"{}\n"
+    assert hub.commits() == 1
+    troubles.append(hf_xet.XetAuthenticationError("no"))
+    (folder / "ledger.json").write_text("{ }")
+    with pytest.raises(DistillError, match="forbids the token in use to write"):
+        hub.publish(folder, tmp_path / "out.json")
 
 
 def test_the_script_says_in_one_line_what_to_do_and_never_the_token(hub: Place, folder: Path, tmp_path: Path) -> None:

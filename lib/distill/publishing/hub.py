@@ -124,7 +124,7 @@ class _Repository:
             return f"{hub} lets nobody write to {at} without a token (401): {LOG_IN}"
         if status == 401:
             return f"{hub} refused the token in use for {at} (401): {LOG_IN} anew"
-        if status == 403:
+        if status == 403 or isinstance(error, PermissionError):  # the second is the Xet transfer's
             return f"{hub} forbids the token in use to write to {at} (403): take one with write access to it"
         if isinstance(error, errors.RepositoryNotFoundError):
             return f"{at} is not there, or hidden from the token in use: check the name, or {LOG_IN}"
@@ -156,9 +156,11 @@ def _transient(error: BaseException) -> bool:
     A transfer to the storage wraps what happened in a RuntimeError; an error page where the client expects JSON
     is one of a server in trouble.
     """
-    if isinstance(error, JSONDecodeError):
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return False
+    if isinstance(error, (JSONDecodeError, ConnectionError, TimeoutError)):
         return True
-    if isinstance(error, RuntimeError) and not isinstance(error, errors.OfflineModeIsEnabled):
+    if isinstance(error, RuntimeError):
         return error.__cause__ is None or _transient(error.__cause__)
     return isinstance(error, httpx2.TransportError) or is_transient(_status(error))
 
