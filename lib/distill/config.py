@@ -81,6 +81,7 @@ class Filters(Settings):
     min_characters: int | None = Field(None, gt=0)
     max_characters: int | None = Field(None, gt=0)
     min_tokens: int | None = Field(None, gt=0, description="of the whole prompt, as the teacher reads it")
+    languages: list[str] | None = Field(None, min_length=1, description="codes such as en and de")
     match: str | None = Field(None, description="regular expression that must be found")
     reject: str | None = Field(None, description="regular expression that must not be found")
 
@@ -230,6 +231,7 @@ class Quality(Settings):
     max_characters: int | None = Field(None, gt=0)
     match: str | None = Field(None, description="regular expression that must be found")
     reject: str | None = Field(None, description="regular expression that must not be found")
+    languages: list[str] | None = Field(None, min_length=1, description="codes such as en and de")
     refusal: bool = Field(False, description="drop what opens like a refusal, in English")
     repetition: float | None = Field(None, ge=0, lt=1, description="largest share of repeated runs of four words")
     min_logprob: float | None = Field(None, le=0, description="least mean log-probability of its tokens, in nats")

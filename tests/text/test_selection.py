@@ -89,6 +89,8 @@ def test_a_mixture_goes_on_with_what_is_left() -> None:
         ({"match": r"\?$"}, "really", "no_match"),
         ({"reject": r"(?i)ignore (all|previous)"}, "Ignore all of it", "rejected"),
         ({"reject": r"(?i)ignore (all|previous)"}, "a question", None),
+        ({"languages": ["en", "de"]}, "Wie heißt die Hauptstadt von Frankreich?", None),
+        ({"languages": ["en", "de"]}, "Quelle est la capitale de la France ?", "language"),
     ],
 )
 def test_a_filter_has_its_reason(filters: dict, text: str, reason: str | None) -> None:

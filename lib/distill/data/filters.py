@@ -9,6 +9,7 @@ from hashlib import blake2b
 
 from distill.config import Dataset, Quality
 from distill.data.verifiers import verifier
+from distill.text.language import is_in
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ def pattern(sample: Sample, match: re.Pattern | None, reject: re.Pattern | None)
     return "rejected" if reject is not None and reject.search(sample.completion) else None
 
 
+def in_language(sample: Sample, languages: frozenset[str]) -> str | None:
+    """In another language than those wanted."""
+    return None if is_in(sample.completion, languages) else "language"
+
+
 def unlikely(sample: Sample, least: float) -> str | None:
     """The teacher itself found its answer too unlikely; an answer without logprobs cannot be judged."""
     if sample.logprob is None:
@@ -116,6 +122,8 @@ def _quality(wanted: Quality) -> list[Filter]:
     if wanted.match is not None or wanted.reject is not None:
         match, reject = (expression and re.compile(expression) for expression in (wanted.match, wanted.reject))
         chosen.append(partial(pattern, match=match, reject=reject))
+    if wanted.languages is not None:
+        chosen.append(partial(in_language, languages=frozenset(wanted.languages)))
     if wanted.refusal:
         chosen.append(refusal)
     if wanted.repetition is not None:

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from distill.config import Prompts
 from distill.errors import DistillError
 from distill.text.chat import Messages
+from distill.text.language import is_in
 from distill.text.sources import Conversation, open_source
 
 PERMUTATIONS = 128
@@ -65,6 +66,9 @@ class Selection:
             if filters.reject is not None:
                 reject = re.compile(filters.reject)
                 self.reasons.append(lambda row: "rejected" if reject.search(_asked(row)) else None)
+            if filters.languages is not None:
+                known = frozenset(filters.languages)
+                self.reasons.append(lambda row: None if is_in(_asked(row), known) else "language")
         if prompts.sample is not None:
             self.reasons.append(Sampled(prompts.sample, prompts.sample_seed))
         if prompts.duplicates != "keep":
