@@ -26,7 +26,7 @@ rule all:
     input:
         "<run>/compatibility.json",
         prompt_files,
-        completion_files,
+        kept_completions,
         "<run>/dataset",
         expand("<run>/students/{stage}/params", stage=RECIPE.stages),
         expand("<run>/export/{stage}", stage=RECIPE.stages),

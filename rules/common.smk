@@ -255,8 +255,14 @@ def answer_length(wildcards):
 
 
 def publications():
-    """The records of all places in the recipe."""
-    return [f"{RUN}/published/{where}.json" for where in RECIPE.publish.targets]
+    """The records of all places in the recipe, and of what is removed thereafter."""
+    names = [*RECIPE.publish.targets, *(["removed"] if RECIPE.publish.remove_local else [])]
+    return [f"{RUN}/published/{name}.json" for name in names]
+
+
+def kept_completions(wildcards):
+    """Those that a whole run leaves; one that removes them must not list them, or they would be made again."""
+    return [] if RECIPE.publish.remove_local else completion_files(wildcards)
 
 
 def published_folder(wildcards):

@@ -2,6 +2,7 @@
 
 in:  dataset/ or export/{stage}/, as each of the recipe's `publish.targets` says
 out: published/{where}.json, the record of what lies where
+     published/removed.json, with `publish.remove_local`: completions/ are gone, and are not made again for it
 """
 
 
@@ -26,4 +27,31 @@ rule publish_to:
         " --recipe {params.recipe:q}"
         " --where {wildcards.where:q}"
         " --out {output:q}"
+        " 2>&1 | tee -i {log:q} >&2"
+
+
+rule remove_completions:
+    input:
+        records=[f"{RUN}/published/{where}.json" for where in RECIPE.publish.targets],
+        dataset="<run>/dataset",
+        report="<run>/report.html",
+    output:
+        "<run>/published/removed.json",
+    params:
+        completions=f"{RUN}/completions",
+        work=f"{RUN}/work/samples",
+    log:
+        "<logs>/remove_completions.log",
+    benchmark:
+        "<benchmarks>/remove_completions.tsv"
+    threads: 1
+    message:
+        "remove the completions"
+    shell:
+        '"$PYTHON" "$SCRIPTS"/remove_completions.py'
+        " --dataset {input.dataset:q}"
+        " --completions {params.completions:q}"
+        " --work {params.work:q}"
+        " --out {output:q}"
+        " {input.records:q}"
         " 2>&1 | tee -i {log:q} >&2"

@@ -58,6 +58,7 @@ def changed(path: str, value: object) -> dict:
         ("publish.targets", {"x": {"to": "hf://acme"}}, "'hf://acme' is no repository: hf://owner/name"),
         ("publish.targets", {"x": {"to": "s3://key:word@b/c"}}, "credentials go into the environment"),
         ("publish.targets", {"x": {"to": "gs://b", "what": "stf"}}, "stf is neither the dataset nor a stage (did you"),
+        ("publish", {"remove_local": True}, "remove_local: no target has the dataset"),
         ("publish.targets", {"a/b": {"to": "gs://b"}}, "publish target 'a/b': a name has letters"),
         ("dataset.verifier", {"name": "exact_match"}, "dataset.verifier needs prompts.reference"),
     ],

@@ -348,6 +348,15 @@ class Publish(Settings):
 
     when: Literal["asked", "all"] = "asked"
     targets: dict[str, Target] = {}
+    remove_local: bool = Field(False, description="delete the completions once their dataset is published")
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> "Publish":
+        if self.remove_local and "dataset" not in {target.what for target in self.targets.values()}:
+            raise ValueError("remove_local: no target has the dataset, so that nothing would be left of it")
+        if "removed" in self.targets:
+            raise ValueError("targets.removed: take another name, published/removed.json tells of completions")
+        return self
 
 
 class Recipe(Settings):

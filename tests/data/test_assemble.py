@@ -169,6 +169,7 @@ def test_the_best_sample_of_each_prompt(tmp_path: Path) -> None:
     ledger = build(tmp_path, best={"by": "first"})
     assert ledger.samples.dropped == {"not_best": 1, "duplicate": 1, "length": 1, "empty": 1}
     assert [row["prompt_id"] for row in read_rows(tmp_path / "dataset")] == ["p0", "p1"]
+    assert '| filters | `{"best": {"by": "first"}}` |' in (tmp_path / "dataset/README.md").read_text()
 
 
 def test_licenses_are_those_of_the_cards_and_never_invented(tmp_path: Path) -> None:

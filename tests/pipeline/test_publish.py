@@ -33,5 +33,13 @@ def test_a_run_publishes_when_it_is_told_to(project: Project, monkeypatch: pytes
         jobs = project.run()
         assert "publish to answers" in jobs
         assert len(hub.made) == 3, "the student is what it was: looked at again, it needs no commit"
+        project.recipe(publish={"when": "all", "targets": TARGETS, "remove_local": True}, dataset__license="mit")
+        assert project.run() == ["remove the completions"]
+        assert not list((project.run_folder / "completions").iterdir())
+        assert not (project.run_folder / "work/samples").exists()
+        removed = json.loads((project.run_folder / "published/removed.json").read_text())
+        assert [file["name"] for file in removed["removed"]] == [f"{i:04d}.parquet" for i in range(3)]
+        assert removed["published"] == ["hf://acme/answers"]
+        assert project.run() == [], "what was removed does not come back"
         said = "".join(path.read_text(errors="replace") for path in project.run_folder.rglob("*.log"))
         assert TOKEN not in said

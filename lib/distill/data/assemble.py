@@ -94,7 +94,9 @@ def assemble(
                 f"{ledger.samples.kept} samples: change it, or leave it out"
             )
         columns = [*COLUMNS, *(PROVENANCE.names if settings.provenance else [])]
-        text = write_card(card, index["source"], first, ledger, counts, columns)
+        form = {"license", "shard_rows", "provenance", "jsonl", "completions"}  # all else decides which rows there are
+        chosen_by = settings.model_dump(mode="json", exclude_defaults=True, exclude=form)
+        text = write_card(card, index["source"], first, ledger, counts, columns, chosen_by)
         (tmp / "README.md").write_text(text, encoding="utf-8")
         write_json(tmp / "ledger.json", ledger.encode())
     return ledger

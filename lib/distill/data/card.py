@@ -74,8 +74,9 @@ def write_card(
     ledger: Ledger,
     splits: dict[str, int],
     columns: list[str],
+    chosen_by: dict[str, Any],
 ) -> str:
-    """The text of README.md; `source` is the prompt index's, `splits` has their rows.
+    """The text of README.md; `source` is the prompt index's, `splits` has their rows, `chosen_by` the filters' settings.
 
     A license that nobody named is not guessed.
     """
@@ -103,6 +104,8 @@ def write_card(
     elif completions.foreign is not None:
         rows |= {"answered by": f"`{completions.foreign}`, a server that is not ours: not reproducible"}
     rows |= {"prompts": _origin(source), "sampling": sampling}
+    if chosen_by:
+        rows |= {"filters": f"`{json.dumps(chosen_by, sort_keys=True)}`".replace("|", "\\|")}
     generations = ledger.num_generations
     body = TEXT.format(
         title=title,
