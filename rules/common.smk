@@ -90,6 +90,11 @@ def generation_settings(wildcards):
     return RECIPE.generation.model_dump_json(exclude_defaults=True, exclude={"idle_seconds"})
 
 
+def told_settings(wildcards):
+    """The recipe as the page tells it: where results are sent changes no page."""
+    return RECIPE.model_dump_json(exclude_defaults=True, exclude={"publish"})
+
+
 # Models and students ------------------------------------------------------------------------------------------
 
 

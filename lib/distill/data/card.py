@@ -76,7 +76,7 @@ def write_card(
     columns: list[str],
     chosen_by: dict[str, Any],
 ) -> str:
-    """The text of README.md; `source` is the prompt index's, `splits` has their rows, `chosen_by` the filters' settings.
+    """The text of README.md; `source` is the prompt index's, `splits` has their rows, `chosen_by` are the filters.
 
     A license that nobody named is not guessed.
     """
