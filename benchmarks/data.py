@@ -169,7 +169,8 @@ def main(full: bool, work: Path) -> None:
             found = measured(
                 SCRIPTS / "build_dataset.py", "--completions", folder / "completions", "--index", index,
                 "--dataset", json.dumps(settings), "--num-generations", 2, "--run", "benchmark",
-                "--teacher", '{"source": "benchmark"}', "--teacher-source", folder, "--out", folder / "dataset",
+                "--teacher", '{"source": "benchmark"}', "--teacher-params", folder / "params",
+                "--teacher-source", folder, "--out", folder / "dataset",
             )  # fmt: skip
             of = f"{batches * SAMPLES:,} samples, {size / 1e9:.2f} GB"
             row(name, of, *found, f"{batches * SAMPLES / found[0]:,.0f} a second")

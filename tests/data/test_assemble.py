@@ -231,6 +231,8 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
         assemble(paths, index(**{"0000": 2, "0001": 2}), Dataset(), 2, FACTS, out)
     other = CompletionsMetadata("ef" * 32, METADATA.tokenizer_hash, METADATA.sampling, METADATA.seed)
     batch(tmp_path, "0001", POOR, other)
+    with pytest.raises(DistillError, match=r"0001\.parquet: teacher is efef.*abab.* is expected: delete the file"):
+        assemble(paths, index(**{"0000": 2, "0001": 1}), Dataset(), 2, FACTS, out, METADATA.teacher)
     with pytest.raises(DistillError, match=r"0001\.parquet were made otherwise than the first batch"):
         assemble(paths, index(**{"0000": 2, "0001": 1}), Dataset(), 2, FACTS, out)
     assert not out.exists()

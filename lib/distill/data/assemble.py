@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from hashlib import blake2b
 from os import cpu_count
 from pathlib import Path
@@ -20,7 +21,7 @@ from distill.data.ledger import Account, Ledger
 from distill.data.schema import COMPLETIONS, MESSAGES, CompletionsMetadata, read_completions
 from distill.data.shards import Shards
 from distill.errors import DistillError
-from distill.files import replacing, write_json
+from distill.files import read_json, replacing, write_json
 from distill.text.answers import without_thought
 
 COLUMNS = ["prompt", "completion", "messages", "prompt_id", "sample"]
@@ -48,10 +49,12 @@ def assemble(
     num_generations: int,
     card: CardFacts,
     out: Path,
+    teacher: str | None = None,
 ) -> Ledger:
     """Write the dataset folder `out` in one rename and return its ledger; two batches are in memory at a time.
 
-    `completions` are the files of all batches that `index` (index.json) lists, named {batch}.parquet.
+    `completions` are the files of all batches that `index` (index.json) lists, named {batch}.parquet. `teacher` is
+    the digest that they must have; None takes any, as long as it is one.
     """
     files = {path.stem: path for path in map(Path, completions)}
     if odd := sorted(files.keys() ^ index["batches"].keys()):
@@ -65,7 +68,7 @@ def assemble(
         pool = stack.enter_context(ThreadPoolExecutor(cpu_count() or 1))
         names = ["train", "test"] if settings.held_out else ["train"]
         splits = [stack.enter_context(Shards(tmp, name, schema, settings.shard_rows, settings.jsonl)) for name in names]
-        for name, (table, metadata) in _read(index["batches"], files, settings):
+        for name, (table, metadata) in _read(index["batches"], files, settings, teacher):
             path, prompts = files[name], _prompts(name, index["batches"][name])
             first = first or metadata
             if metadata != first:
@@ -102,8 +105,14 @@ def assemble(
     return ledger
 
 
+def digest_of(params: Path) -> str | None:
+    """The digest of a model's weights; None where they are gone, as they may be once all is generated."""
+    info = params / "model.json"
+    return read_json(info)["digest"] if info.is_file() else None
+
+
 def _read(
-    batches: dict[str, Any], files: dict[str, Path], settings: Dataset
+    batches: dict[str, Any], files: dict[str, Path], settings: Dataset, teacher: str | None
 ) -> Iterator[tuple[str, tuple[pa.Table, CompletionsMetadata]]]:
     """Each batch's table and metadata; the next one is read while this one is judged."""
     columns = [*COLUMNS, "finish_reason", "reference"]
@@ -112,13 +121,14 @@ def _read(
     )
     if settings.provenance or scored:
         columns.append("logprobs")
+    read = partial(read_completions, columns=columns, teacher=teacher)
     with ThreadPoolExecutor(1) as ahead:
         names = list(batches)
-        coming = ahead.submit(read_completions, files[names[0]], columns=columns) if names else None
+        coming = ahead.submit(read, files[names[0]]) if names else None
         for name, following in zip(names, [*names[1:], None], strict=True):
             found = coming.result()
             if following is not None:
-                coming = ahead.submit(read_completions, files[following], columns=columns)
+                coming = ahead.submit(read, files[following])
             yield name, found
 
 
