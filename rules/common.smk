@@ -1,5 +1,6 @@
 """What all chapters share: the recipe, paths, wildcards, and the look-ups of their rules."""
 
+import json
 import re
 import sys
 
@@ -121,10 +122,15 @@ def source_of(wildcards):
     return str(model_of(wildcards).local or f"{RECIPE.results}/models/{wildcards.model}/source")
 
 
-def teacher_source():
-    """The folder that the teacher came in, where its license is to be found."""
-    model = RECIPE.models[RECIPE.teacher]
-    return str(model.local or f"{RECIPE.results}/models/{RECIPE.teacher}-{model.id8}/source")
+def source_folder(name):
+    """The folder that a model came in, where its license is to be found."""
+    model = RECIPE.models[name]
+    return str(model.local or f"{RECIPE.results}/models/{name}-{model.id8}/source")
+
+
+def model_sources(wildcards):
+    """{model: that folder}, as JSON for a script."""
+    return json.dumps({name: source_folder(name) for name in RECIPE.models})
 
 
 def tokenizer_of(wildcards):

@@ -18,7 +18,7 @@ rule build_dataset:
         run=RECIPE.run,
         teacher=settings(RECIPE.models[RECIPE.teacher]),
         teacher_params=params_of(RECIPE.teacher),
-        teacher_source=teacher_source(),
+        teacher_source=source_folder(RECIPE.teacher),
         counts=counts,
         code=code("build_dataset"),
     log:

@@ -13,6 +13,7 @@ rule publish_to:
         "<run>/published/{where}.json",
     params:
         recipe=publication_settings,
+        sources=model_sources,
         code=code("publish_to"),
     log:
         "<logs>/publish_to/{where}.log",
@@ -26,6 +27,7 @@ rule publish_to:
         " --folder {input:q}"
         " --recipe {params.recipe:q}"
         " --where {wildcards.where:q}"
+        " --sources {params.sources:q}"
         " --out {output:q}"
         " 2>&1 | tee -i {log:q} >&2"
 

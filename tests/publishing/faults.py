@@ -152,7 +152,8 @@ def killed(place: Place, folder: Path, out: Path) -> str:
         "prompts": {"source": "p"}, "publish": {"targets": {"here": {"to": place.to}}},
     }  # fmt: skip
     command = [sys.executable, str(ROOT / "scripts/publish_to.py"), "--folder", str(folder), "--where", "here",
-               "--recipe", Recipe.model_validate(recipe).model_dump_json(), "--out", str(out)]  # fmt: skip
+               "--recipe", Recipe.model_validate(recipe).model_dump_json(), "--sources", "{}",
+               "--out", str(out)]  # fmt: skip
     offline = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     process = subprocess.Popen(command, env=os.environ | offline, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     place.fail(meanwhile=lambda: (process.kill(), process.wait()), dropped=True)

@@ -81,7 +81,7 @@ def test_a_student_goes_to_a_model_repository_with_its_card(hub: Place, tmp_path
     (tmp_path / "export").mkdir()
     (tmp_path / "export/config.json").write_text("{}")
     (tmp_path / "export/model.safetensors").write_bytes(b"weights")
-    card = model_card(recipe, "more", "acme/student", None)
+    card = model_card(recipe, "more", "acme/student", None, {"student": "apache-2.0", "teacher": None})
     hub.publish(tmp_path / "export", tmp_path / "out.json", card=card, **target.model_dump())
     repo = hub.server.repos["models/acme/student"]
     tree = repo.commits[repo.refs["main"]]
@@ -92,7 +92,7 @@ def test_a_student_goes_to_a_model_repository_with_its_card(hub: Place, tmp_path
     text = tree["README.md"].decode()
     assert "`acme/large` at revision `abab" in text
     assert "sft (sft on generated answers, 5 steps) → more (sft on original answers, 2 epochs)" in text
-    assert "unknown" in text, "a license that nobody named"
+    assert "unknown: the own card of the student before says apache-2.0, the teacher's nothing" in text
 
 
 def test_what_the_xet_transfer_raises_is_retried_or_explained(
@@ -119,7 +119,7 @@ def test_what_the_xet_transfer_raises_is_retried_or_explained(
 def test_the_script_says_in_one_line_what_to_do_and_never_the_token(hub: Place, folder: Path, tmp_path: Path) -> None:
     recipe = load_recipe(RECIPE | {"publish": {"targets": {"here": {"to": "hf://acme/answers"}}}})
     command = [sys.executable, ROOT / "scripts/publish_to.py", "--folder", folder, "--where", "here",
-               "--recipe", recipe.model_dump_json(), "--out", tmp_path / "out.json"]  # fmt: skip
+               "--recipe", recipe.model_dump_json(), "--sources", "{}", "--out", tmp_path / "out.json"]  # fmt: skip
     clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     ours = {"HF_ENDPOINT": hub.server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
 

@@ -36,10 +36,14 @@ snakemake --cores all --configfile recipe.yaml export
 """
 
 
-def model_card(recipe: Recipe, stage: str, place: str, license: str | None) -> str:
-    """The text of README.md of a stage's student. A license that nobody named is not guessed."""
+def model_card(recipe: Recipe, stage: str, place: str, license: str | None, theirs: dict[str, str | None]) -> str:
+    """The text of README.md of a stage's student. A license that nobody named is not guessed.
+
+    theirs: the licenses that the cards of the models of the recipe name, by the models' names.
+    """
     lineage = list(reversed(recipe.lineage(stage)))
-    student = recipe.models[recipe.stages[lineage[0]].init]
+    before = recipe.stages[lineage[0]].init
+    student = recipe.models[before]
     teacher = recipe.models[recipe.teacher]
     front: dict[str, Any] = {"license": license} if license else {}
     front |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["distillation"]}
@@ -57,9 +61,18 @@ def model_card(recipe: Recipe, stage: str, place: str, license: str | None) -> s
         student_revision=_at(student.revision),
         prompts=recipe.prompts.name,
         stages=" → ".join(f"{name} ({_steps(recipe.stages[name])})" for name in lineage),
-        license=license or "unknown: see those of the student before, of the teacher and of the prompts",
+        license=license or _unknown(theirs.get(before), theirs.get(recipe.teacher)),
     )
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{body}"
+
+
+def _unknown(student: str | None, teacher: str | None) -> str:
+    if not student and not teacher:
+        return "unknown: see those of the student before, of the teacher and of the prompts"
+    return (
+        f"unknown: the own card of the student before says {student or 'nothing'}, the teacher's "
+        f"{teacher or 'nothing'}; see both, and that of the prompts"
+    )
 
 
 def _at(revision: str | None) -> str:
