@@ -286,5 +286,5 @@ def publication_settings(wildcards):
     """What the place and its card tell of the recipe, and nothing that would publish again for no reason."""
     unused = {"code", "results", "generation", "dataset", "evaluation", "report"}
     one = {"targets": {wildcards.where: RECIPE.publish.targets[wildcards.where]}}
-    publish = RECIPE.publish.model_copy(update={"when": "asked", **one})
+    publish = RECIPE.publish.model_copy(update={"when": "asked", "remove_local": False, **one})
     return RECIPE.model_copy(update={"publish": publish}).model_dump_json(exclude_defaults=True, exclude=unused)
