@@ -10,6 +10,7 @@ reads starts from a manifest, so that half a publication is none.
 import base64
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -55,27 +56,34 @@ class _Bucket:
         manifest = File.of("manifest.json", text.encode())
         at = f"{self.to}/manifests/{manifest.sha256}.json"
         self._put(manifest, at)
-        info = self._info(at)
+        info = self._patiently(lambda: self._info(at)) or {}
         generation = next((info[name] for name in ("generation", "VersionId", "ETag") if info.get(name)), None)
         return {"manifest": at, "generation": generation, "sent": sent}
 
     def _put(self, file: File, at: str) -> bool:
-        """Create an object; False when it is there already. Its size and checksum are read back."""
-        arrived = False
+        """Create an object; False when it is there already. Its size, and checksum where told, are read back."""
+        sent = False
+
+        def attempt() -> None:
+            nonlocal sent
+            if self._holds(file, at):
+                return
+            sent = True
+            self._create(file, at)
+            if not self._holds(file, at):
+                raise OSError(f"{at} is not there after it was written")
+
+        self._patiently(attempt)
+        return sent
+
+    def _patiently(self, action: Callable[[], Any]) -> Any:
+        """What `action` gives in the end; whatever else it raises is explained."""
         try:
-            for attempt in patiently(self._transient, lambda error: None):
-                with attempt:
-                    if self._holds(file, at):
-                        return arrived
-                    arrived = True
-                    self._create(file, at)
+            return patiently(self._transient, lambda error: None)(action)
+        except DistillError:
+            raise
         except Exception as error:
-            if isinstance(error, DistillError):
-                raise
             raise DistillError(self._reason(error)) from None
-        if not self._holds(file, at):
-            raise DistillError(f"{at} is not there after it was written: {AGAIN}")
-        return True
 
     def _create(self, file: File, at: str) -> None:
         try:
