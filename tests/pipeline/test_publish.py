@@ -36,7 +36,7 @@ def test_a_run_publishes_when_it_is_told_to(project: Project, monkeypatch: pytes
         assert len(hub.made) == 2, "looked at again, it needs no commit"
         project.recipe(publish={"when": "all", "targets": TARGETS, "remove_local": True})
         assert project.run() == ["remove the completions"]
-        assert not list((project.run_folder / "completions").iterdir())
+        assert not list(project.run_folder.glob("completions/*"))
         assert not (project.run_folder / "work/samples").exists()
         removed = json.loads((project.run_folder / "published/removed.json").read_text())
         assert [file["name"] for file in removed["removed"]] == [f"{i:04d}.parquet" for i in range(3)]
