@@ -165,6 +165,14 @@ def test_thoughts_are_taken_out_before_anything_is_judged(tmp_path: Path) -> Non
     assert assemble(settings=Dataset(), out=tmp_path / "kept", **options).samples.kept == 4
 
 
+def test_an_empty_batch_goes_through_everything(tmp_path: Path) -> None:
+    paths = [batch(tmp_path, "0000", {}), batch(tmp_path, "0001", GOOD)]
+    wanted = Dataset(provenance=True, think="drop", best={"by": "logprob"}, jsonl=True, quality={"min_logprob": -2})
+    ledger = assemble(paths, index(**{"0000": 0, "0001": 2}), wanted, 2, FACTS, tmp_path / "dataset")
+    assert (ledger.samples.total, ledger.samples.kept) == (4, 2)
+    assert [row["batch"] for row in read_rows(tmp_path / "dataset")] == ["0001", "0001"]
+
+
 def test_the_best_sample_of_each_prompt(tmp_path: Path) -> None:
     ledger = build(tmp_path, best={"by": "first"})
     assert ledger.samples.dropped == {"not_best": 1, "duplicate": 1, "length": 1, "empty": 1}
