@@ -10,6 +10,7 @@ include: "rules/hooks.smk"
 include: "rules/models.smk"
 include: "rules/prompts.smk"
 include: "rules/generate.smk"
+include: "rules/completions.smk"
 include: "rules/dataset.smk"
 include: "rules/train.smk"
 include: "rules/export.smk"
@@ -17,6 +18,7 @@ include: "rules/evaluate.smk"
 include: "rules/report.smk"
 include: "rules/plan.smk"
 include: "rules/parity.smk"
+include: "rules/publish.smk"
 
 
 rule all:
@@ -24,11 +26,12 @@ rule all:
     input:
         "<run>/compatibility.json",
         prompt_files,
-        completion_files,
+        kept_completions,
         "<run>/dataset",
         expand("<run>/students/{stage}/params", stage=RECIPE.stages),
         expand("<run>/export/{stage}", stage=RECIPE.stages),
         "<run>/report.html",
+        publications() if RECIPE.publish.when == "all" else [],
     message:
         "all is there"
 
@@ -66,6 +69,13 @@ rule export:
         expand("<run>/export/{stage}", stage=RECIPE.stages),
     message:
         "exports are there"
+
+
+rule publish:
+    input:
+        publications(),
+    message:
+        "publications are there" if RECIPE.publish.targets else "the recipe names no place in publish.targets"
 
 
 onstart:

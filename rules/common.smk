@@ -1,5 +1,6 @@
 """What all chapters share: the recipe, paths, wildcards, and the look-ups of their rules."""
 
+import json
 import re
 import sys
 
@@ -17,6 +18,7 @@ from distill.config import load_recipe
 from distill.errors import DistillError
 from distill.files import digest, read_json
 from distill.inputs import dataset_files, is_params, model_files, tokenizer_files
+from distill.inputs import prompt_files as prompt_sources
 
 PYTHON = sys.executable
 SCRIPTS = str(Path(workflow.basedir) / "scripts")
@@ -28,7 +30,7 @@ def read_recipe_or_exit():
     """The recipe and the local files that it names; what is wrong ends Snakemake with one line."""
     try:
         recipe = load_recipe(config)
-        files = {"prompts": dataset_files(recipe.prompts, "prompts")}
+        files = {"prompts": prompt_sources(recipe.prompts)}
         files["evaluation"] = dataset_files(recipe.evaluation, "evaluation") if recipe.evaluation else []
         for name, stage in recipe.stages.items():
             parts = [part for part in stage.data if part.published]
@@ -59,6 +61,7 @@ wildcard_constraints:
     model="|".join(map(re.escape, MODELS)),
     stage="|".join(map(re.escape, RECIPE.stages)),
     scored="|".join(map(re.escape, [*RECIPE.models, *RECIPE.stages])),
+    where="|".join(map(re.escape, RECIPE.publish.targets)),
 
 
 def code(rule, *others):
@@ -91,6 +94,11 @@ def generation_settings(wildcards):
     return RECIPE.generation.model_dump_json(exclude_defaults=True, exclude={"idle_seconds"})
 
 
+def told_settings(wildcards):
+    """The recipe as the page tells it: where results are sent changes no page."""
+    return RECIPE.model_dump_json(exclude_defaults=True, exclude={"publish"})
+
+
 # Models and students ------------------------------------------------------------------------------------------
 
 
@@ -115,6 +123,17 @@ def params_of(name):
 def source_of(wildcards):
     """The Hugging Face folder that a model is imported from."""
     return str(model_of(wildcards).local or f"{RECIPE.results}/models/{wildcards.model}/source")
+
+
+def source_folder(name):
+    """The folder that a model came in, where its license is to be found."""
+    model = RECIPE.models[name]
+    return str(model.local or f"{RECIPE.results}/models/{name}-{model.id8}/source")
+
+
+def model_sources(wildcards):
+    """{model: that folder}, as JSON for a script."""
+    return json.dumps({name: source_folder(name) for name in RECIPE.models})
 
 
 def tokenizer_of(wildcards):
@@ -258,3 +277,31 @@ def length_of(wildcards):
 def answer_length(wildcards):
     """The most tokens that a held-out prompt and its answer may have."""
     return RECIPE.evaluation.max_target_length or RECIPE.generation.max_target_length
+
+
+# Publication --------------------------------------------------------------------------------------------------
+
+
+def publications():
+    """The records of all places in the recipe, and of what is removed thereafter."""
+    names = [*RECIPE.publish.targets, *(["removed"] if RECIPE.publish.remove_local else [])]
+    return [f"{RUN}/published/{name}.json" for name in names]
+
+
+def kept_completions(wildcards):
+    """Those that a whole run leaves; one that removes them must not list them, or they would be made again."""
+    return [] if RECIPE.publish.remove_local else completion_files(wildcards)
+
+
+def published_folder(wildcards):
+    """What a place is sent: the dataset, or a student's export."""
+    what = RECIPE.publish.targets[wildcards.where].what
+    return f"{RUN}/dataset" if what == "dataset" else f"{RUN}/export/{what}"
+
+
+def publication_settings(wildcards):
+    """What the place and its card tell of the recipe, and nothing that would publish again for no reason."""
+    unused = {"code", "results", "generation", "dataset", "evaluation", "report"}
+    one = {"targets": {wildcards.where: RECIPE.publish.targets[wildcards.where]}}
+    publish = RECIPE.publish.model_copy(update={"when": "asked", "remove_local": False, **one})
+    return RECIPE.model_copy(update={"publish": publish}).model_dump_json(exclude_defaults=True, exclude=unused)

@@ -17,6 +17,8 @@ rule build_dataset:
         num_generations=RECIPE.generation.num_generations,
         run=RECIPE.run,
         teacher=settings(RECIPE.models[RECIPE.teacher]),
+        teacher_params=params_of(RECIPE.teacher),
+        teacher_source=source_folder(RECIPE.teacher),
         counts=counts,
         code=code("build_dataset"),
     log:
@@ -34,5 +36,7 @@ rule build_dataset:
         " --num-generations {params.num_generations}"
         " --run {params.run:q}"
         " --teacher {params.teacher:q}"
+        " --teacher-params {params.teacher_params:q}"
+        " --teacher-source {params.teacher_source:q}"
         " --out {output:q}"
         " 2>&1 | tee -i {log:q} >&2"

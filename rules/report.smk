@@ -18,7 +18,7 @@ rule report:
         html=report("<run>/report.html", caption="captions/report.rst", category="Report"),
     params:
         run=lambda w, output: Path(output.html).parent,
-        recipe=settings(RECIPE),
+        recipe=told_settings,
         index=index_digest,
         code=code("report"),
     log:

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from distill.config import Dataset, Model
-from distill.data.assemble import CardFacts, assemble
+from distill.data.assemble import assemble, digest_of
+from distill.data.card import CardFacts, license_of
 from distill.errors import explained
 from distill.files import read_json
 
@@ -19,14 +20,26 @@ PATH = click.Path(path_type=Path)
 @click.option("--num-generations", type=int, required=True, help="samples that a prompt was asked for")
 @click.option("--run", required=True, help="the run's name, for the card")
 @click.option("--teacher", required=True, help="the teacher's settings, JSON, for the card")
+@click.option("--teacher-params", type=PATH, required=True, help="params folder; other teachers' files are refused")
+@click.option("--teacher-source", type=PATH, required=True, help="the folder it was imported from, for its license")
 @click.option("--out", type=PATH, required=True, help="dataset folder to make")
-def main(completions: Path, index: Path, dataset: str, num_generations: int, run: str, teacher: str, out: Path) -> None:
+def main(
+    completions: Path,
+    index: Path,
+    dataset: str,
+    num_generations: int,
+    run: str,
+    teacher: str,
+    teacher_params: Path,
+    teacher_source: Path,
+    out: Path,
+) -> None:
     with explained():
         wanted, model = Dataset.model_validate_json(dataset), Model.model_validate_json(teacher)
-        facts = CardFacts(run, model.source, model.revision, wanted.license)
+        facts = CardFacts(run, model.source, model.revision, wanted.license, license_of(teacher_source))
         known = read_json(index)
         files = [completions / f"{batch}.parquet" for batch in known["batches"]]
-        ledger = assemble(files, known, wanted, num_generations, facts, out)
+        ledger = assemble(files, known, wanted, num_generations, facts, out, digest_of(teacher_params))
         click.echo(ledger.summary())
 
 

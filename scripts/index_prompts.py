@@ -27,7 +27,7 @@ def main(teacher: Path, prompts: str, max_prefill_length: int, work: Path, out: 
         index = index_prompts(wanted, tokenizer, max_prefill_length, context, work)
         write_json(out, index)
         kept = sum(batch["kept"] for batch in index["batches"].values())
-        click.echo(f"{wanted.source}: {kept:,} prompts in {len(index['batches'])} batches")
+        click.echo(f"{wanted.name}: {kept:,} prompts in {len(index['batches'])} batches")
 
 
 if __name__ == "__main__":

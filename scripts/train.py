@@ -27,7 +27,8 @@ def main(init: Path, stage: str, name: str, template: str, max_length: int, fold
         leave_with_parent()
         start()
         join()
-        files = [file for path in data for file in (sorted(path.glob("data/*.parquet")) if path.is_dir() else [path])]
+        shards = "data/train-*.parquet"
+        files = [file for path in data for file in (sorted(path.glob(shards)) if path.is_dir() else [path])]
         settings = Stage.model_validate_json(stage)
         train(init, files, folder, settings, name, template=template, max_length=max_length)
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import Model, Source
+from distill.config import Model, Prompts, Source
 from distill.errors import DistillError
-from distill.inputs import dataset_files, is_params, model_files, tokenizer_files
+from distill.inputs import dataset_files, is_params, model_files, prompt_files, tokenizer_files
 
 
 @pytest.fixture
@@ -49,6 +49,18 @@ def test_a_dataset_is_a_file_or_all_files_of_a_folder(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert names(dataset_files(Source(source=str(tmp_path / "b.jsonl")), "prompts")) == ["b.jsonl"]
     assert names(dataset_files(Source(source=str(tmp_path)), "prompts")) == ["b.jsonl", "a.parquet"]
+
+
+def test_prompts_read_all_their_sources_and_what_they_exclude(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl", "test.jsonl"):
+        (tmp_path / name).touch()
+    mix = [{"source": str(tmp_path / "a.jsonl")}, {"source": "org/data"}, {"source": str(tmp_path / "b.jsonl")}]
+    exclude = [{"source": str(tmp_path / "test.jsonl")}]
+    assert names(prompt_files(Prompts(mix=mix, exclude=exclude))) == ["a.jsonl", "b.jsonl", "test.jsonl"]
+    assert names(prompt_files(Prompts(**mix[0]))) == ["a.jsonl"]
+    mix[1]["source"] = "./no.jsonl"
+    with pytest.raises(DistillError, match=r"prompts\.mix\.1\.source: \./no\.jsonl does not exist"):
+        prompt_files(Prompts(mix=mix))
 
 
 @pytest.mark.parametrize(

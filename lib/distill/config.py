@@ -61,6 +61,7 @@ class Source(Settings):
     prompt: str | None = Field(None, description="column of prompts, strings or message lists")
     completion: str | None = Field(None, description="column of completions, strings or message lists")
     reference: str | None = Field(None, description="column of reference answers, for verifiers and evaluation")
+    stream: bool = Field(False, description="read a Hub dataset as it comes, for one larger than the disk")
 
     @property
     def local(self) -> Path | None:
@@ -70,14 +71,45 @@ class Source(Settings):
         return path if looks_like_a_path or path.suffix in (".jsonl", ".json", ".parquet") else None
 
 
-class Prompts(Source):
-    """Which rows become prompts, and in which batches."""
+class Mixed(Source):
+    """One of several sources; `weight` is its share of the rows, for as long as it lasts."""
 
+    weight: float = Field(1.0, gt=0)
+
+
+class Filters(Settings):
+    """What a prompt's last user turn must be like; what is left out is counted by reason."""
+
+    min_characters: int | None = Field(None, gt=0)
+    max_characters: int | None = Field(None, gt=0)
+    min_tokens: int | None = Field(None, gt=0, description="of the whole prompt, as the teacher reads it")
+    languages: list[str] | None = Field(None, min_length=1, description="codes such as en and de")
+    match: str | None = Field(None, description="regular expression that must be found")
+    reject: str | None = Field(None, description="regular expression that must not be found")
+
+    @field_validator("match", "reject")
+    @classmethod
+    def _expression(cls, value: str | None) -> str | None:
+        return regular_expression(value)
+
+
+class Prompts(Source):
+    """Which rows become prompts, and in which batches. Either one `source`, or a `mix` of several."""
+
+    source: str = ""
+    mix: list[Mixed] = []
+    turns: Literal["last", "first", "each"] = Field("last", description="which user turns to answer")
+    system: str | None = Field(None, description="system message for prompts that have none")
+    filters: Filters | None = None
+    sample: float | None = Field(None, gt=0, le=1, description="share of the prompts to take, by hash")
+    sample_seed: int = 0
+    exclude: list[Source] = Field([], description="evaluation sets whose prompts must not occur")
     batch_size: int = Field(1024, gt=0)
     num_batches: int | Literal["all"] = "all"
     chat_template: Literal["tokenizer", "none"] = "tokenizer"
     overlong: Literal["drop", "fail"] = "drop"
-    duplicates: Literal["drop", "keep"] = "drop"
+    duplicates: Literal["drop", "keep", "normalized", "similar"] = "drop"
+    similarity: float = Field(0.8, gt=0, le=1, description="share of word triples from which prompts are similar")
     shuffle_seed: int | None = Field(None, description="permute inside fixed blocks; None keeps the order")
     shuffle_block: int = Field(16, gt=0, description="batches in a block that is shuffled together")
 
@@ -87,6 +119,33 @@ class Prompts(Source):
         if value != "all" and int(value) < 1:
             raise ValueError("must be 1 or more, or `all`")
         return value
+
+    @field_validator("turns", mode="before")
+    @classmethod
+    def _turns(cls, value: Any) -> Any:
+        if value == "each_own":
+            raise ValueError(
+                "each_own (the teacher's own answers as history) is not built: take each, which keeps the dataset's"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> "Prompts":
+        if self.source == "" and not self.mix:
+            raise ValueError("source is missing: name a dataset, or several in mix")
+        if self.mix and (surplus := sorted(self.model_fields_set & set(Source.model_fields))):
+            raise ValueError(f"each source of mix has settings of its own: move {', '.join(surplus)} there")
+        return self
+
+    @property
+    def sources(self) -> list[Source]:
+        """All that is read, in the recipe's order."""
+        return list(self.mix) or [self]
+
+    @property
+    def name(self) -> str:
+        """What to call it in a sentence."""
+        return " + ".join(source.source for source in self.sources)
 
 
 class Sampling(Settings):
@@ -166,17 +225,55 @@ class Generation(Settings):
 
 
 class Verifier(Settings):
-    """Keeps a completion only when it is right. `exact_match` compares it with `prompts.reference`."""
+    """Keeps a completion only when it is right, judged by `prompts.reference`.
 
-    name: Literal["exact_match"] = "exact_match"
+    exact_match: the same text; numeric: the same last number; code: its Python passes the reference's assertions.
+    """
+
+    name: Literal["exact_match", "numeric", "code"] = "exact_match"
+    seconds: float = Field(5.0, gt=0, description="that code may take")
+    megabytes: int = Field(512, gt=0, description="of memory that code may have")
+
+
+class Quality(Settings):
+    """What a completion must be like; what is left out is counted by reason."""
+
+    min_characters: int | None = Field(None, gt=0)
+    max_characters: int | None = Field(None, gt=0)
+    match: str | None = Field(None, description="regular expression that must be found")
+    reject: str | None = Field(None, description="regular expression that must not be found")
+    languages: list[str] | None = Field(None, min_length=1, description="codes such as en and de")
+    refusal: bool = Field(False, description="drop what opens like a refusal, in English")
+    repetition: float | None = Field(None, ge=0, lt=1, description="largest share of repeated runs of four words")
+    min_logprob: float | None = Field(None, le=0, description="least mean log-probability of its tokens, in nats")
+
+    @field_validator("match", "reject")
+    @classmethod
+    def _expression(cls, value: str | None) -> str | None:
+        return regular_expression(value)
+
+
+class Best(Settings):
+    """Of the samples of a prompt that all filters let through, the best are kept."""
+
+    keep: int = Field(1, gt=0)
+    by: Literal["logprob", "shortest", "first"] = "logprob"
 
 
 class Dataset(Settings):
     """Which samples become training data."""
 
+    completions: Literal["generated", "own"] = Field("generated", description="own: those the prompts came with")
+    think: Literal["keep", "drop"] = Field("keep", description="what a completion has before `</think>`")
     keep_length: bool = Field(False, description="keep samples that ran into max_target_length")
     keep_duplicates: bool = False
+    quality: Quality | None = None
     verifier: Verifier | None = None
+    best: Best | None = None
+    held_out: float | None = Field(None, gt=0, lt=1, description="share of the prompts that becomes the split test")
+    held_out_seed: int = 0
+    provenance: bool = Field(False, description="columns that tell where each row comes from")
+    jsonl: bool = Field(False, description="the same rows as JSON lines too")
     shard_rows: int = Field(100_000, gt=0)
     license: str | None = Field(None, description="written on the card; unknown when left out")
 
@@ -344,6 +441,46 @@ class Report(Settings):
     samples: int = Field(12, ge=0, description="held-out prompts shown side by side")
 
 
+class Target(Settings):
+    """A place to publish to: `hf://owner/name`, `gs://bucket/folder` or `s3://bucket/folder`."""
+
+    to: str
+    what: str = Field("dataset", description="dataset, or the name of a stage: its exported student")
+    private: bool = Field(True, description="on the Hub: seen by its owner only")
+    branch: str = Field("main", description="on the Hub")
+    license: str | None = Field(None, description="of a student, written on its card; unknown when left out")
+
+    @field_validator("to")
+    @classmethod
+    def _place(cls, to: str) -> str:
+        parts = urlsplit(to)
+        if parts.scheme not in ("hf", "gs", "s3"):
+            raise ValueError(f"{to!r} is no place: hf://owner/name, gs://bucket/folder or s3://bucket/folder")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("credentials go into the environment or the client's own login, not into a recipe")
+        if parts.scheme == "hf" and not re.fullmatch(r"[\w.-]+/[\w.-]+", f"{parts.netloc}{parts.path}"):
+            raise ValueError(f"{to!r} is no repository: hf://owner/name (`what` decides whether a dataset or a model)")
+        if not parts.netloc:
+            raise ValueError(f"{to!r} names no bucket: {parts.scheme}://bucket/folder")
+        return to.rstrip("/")
+
+
+class Publish(Settings):
+    """Where results go. `asked`: when `publish` is asked for by name; `all`: with everything else."""
+
+    when: Literal["asked", "all"] = "asked"
+    targets: dict[str, Target] = {}
+    remove_local: bool = Field(False, description="delete the completions once their dataset is published")
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> "Publish":
+        if self.remove_local and "dataset" not in {target.what for target in self.targets.values()}:
+            raise ValueError("remove_local: no target has the dataset, so that nothing would be left of it")
+        if "removed" in self.targets:
+            raise ValueError("targets.removed: take another name, published/removed.json tells of completions")
+        return self
+
+
 class Recipe(Settings):
     """A whole recipe."""
 
@@ -359,6 +496,7 @@ class Recipe(Settings):
     stages: dict[str, Stage]
     evaluation: Evaluation | None = None
     report: Report = Report()
+    publish: Publish = Publish()
 
     @field_validator("stages", mode="before")
     @classmethod
@@ -376,7 +514,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
-        for kind, names in (("model", self.models), ("stage", self.stages)):
+        for kind, names in (("model", self.models), ("stage", self.stages), ("publish target", self.publish.targets)):
             for name in names:
                 if not re.match(NAME, name):
                     raise ValueError(f"{kind} {name!r}: a name has letters, digits, `.`, `_` and `-` only")
@@ -393,7 +531,19 @@ class Recipe(Settings):
                 )
         for name in self.stages:
             self.lineage(name)
-        if self.dataset.verifier and self.prompts.reference is None and self.prompts.completion is None:
+        if self.dataset.completions == "own" and self.generation.num_generations > 1:
+            raise ValueError(
+                "dataset.completions: own has one completion a prompt: generation.num_generations must be 1"
+            )
+        whats = ["dataset", *self.stages]
+        for name, target in self.publish.targets.items():
+            if target.what not in whats:
+                raise ValueError(
+                    f"publish.targets.{name}.what: {target.what} is neither the dataset nor a stage"
+                    f"{did_you_mean(target.what, whats)}"
+                )
+        unknown = all(source.reference is None and source.completion is None for source in self.prompts.sources)
+        if self.dataset.verifier and unknown:
             raise ValueError("dataset.verifier needs prompts.reference, the column of right answers")
         return self
 
@@ -411,6 +561,15 @@ class Recipe(Settings):
     def folder(self) -> Path:
         """`{results}/{run}`"""
         return self.results / self.run
+
+
+def regular_expression(value: str | None) -> str | None:
+    """`value`, which is one, or a ValueError."""
+    try:
+        re.compile(value or "")
+    except re.error as error:
+        raise ValueError(f"{value!r} is no regular expression ({error})") from None
+    return value
 
 
 def did_you_mean(name: str, known: Any) -> str:

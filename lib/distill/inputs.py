@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from distill.config import Model, Source
+from distill.config import Model, Prompts, Source
 from distill.errors import DistillError
 
 MODEL = (".safetensors", ".json", ".jinja", ".model", ".txt")  # the weights, and all that goes with them
@@ -34,6 +34,13 @@ def tokenizer_files(model: Model, name: str) -> list[Path]:
     if not folder.is_dir():
         raise DistillError(f"models.{name}.tokenizer: folder {model.tokenizer} does not exist")
     return sorted(file for file in folder.iterdir() if file.suffix in MODEL[1:] and file.is_file())
+
+
+def prompt_files(prompts: Prompts) -> list[Path]:
+    """Files of all local datasets that prompts are made of, or that are looked for in them."""
+    several = [(source, f"prompts.mix.{i}") for i, source in enumerate(prompts.mix)] or [(prompts, "prompts")]
+    several += [(source, f"prompts.exclude.{i}") for i, source in enumerate(prompts.exclude)]
+    return [file for source, name in several for file in dataset_files(source, name)]
 
 
 def dataset_files(source: Source, name: str) -> list[Path]:

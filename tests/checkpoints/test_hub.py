@@ -73,6 +73,15 @@ def test_a_commit_gives_its_own_bytes(hub: Hub, ask: Ask, tmp_path: Path) -> Non
         }  # fmt: skip
 
 
+def test_the_license_is_the_one_that_the_card_names(hub: Hub, ask: Ask, tmp_path: Path) -> None:
+    card = b"---\nlicense: apache-2.0\n---\n# tiny\n"
+    commit = hub.commit("acme/tiny", {**SMALL, "model.safetensors": OLD, "README.md": card})
+    assert ask("acme/tiny", commit).returncode == 0
+    assert json.loads((tmp_path / "out/source.json").read_text())["license"] == "apache-2.0"
+    hub.faults.append(Fault(f"GET /api/models/acme/tiny/revision/{commit}", status=403, times=9))
+    assert ask("acme/tiny", commit).returncode == 0, "what is not told is unknown"
+
+
 def test_a_branch_is_taken_with_the_advice_to_pin_it(hub: Hub, ask: Ask, tmp_path: Path) -> None:
     hub.commit("acme/tiny", {**SMALL, "model.safetensors": OLD})
     side = hub.commit("acme/tiny", {**SMALL, "model.safetensors": NEW}, ref="side")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from distill.config import Dataset
 from distill.data.assemble import assemble
-from distill.data.card import CardFacts
+from distill.data.card import CardFacts, license_of
 from distill.data.schema import CompletionsMetadata, write_completions
 from distill.errors import DistillError
 from distill.files import file_digest
@@ -118,6 +118,80 @@ def test_the_verifier_keeps_what_is_right(tmp_path: Path) -> None:
     assert ledger.samples.dropped == {"wrong": 1, "duplicate": 1, "length": 1, "empty": 1}
 
 
+def test_a_prompt_is_held_out_with_all_its_samples(tmp_path: Path) -> None:
+    import datasets
+
+    answers = {f"p{i}": [("four", "stop"), ("five", "stop")] for i in range(200)}
+    path = batch(tmp_path, "0000", answers)
+    assemble([path], index(**{"0000": 200}), Dataset(held_out=0.2, shard_rows=150), 2, FACTS, tmp_path / "dataset")
+    names = [file.name for file in sorted((tmp_path / "dataset/data").iterdir())]
+    assert names[0] == "test-00000-of-00001.parquet"
+    assert names[1:] == [f"train-{i:05d}-of-00003.parquet" for i in range(3)]
+    found = datasets.load_dataset(str(tmp_path / "dataset"), cache_dir=str(tmp_path / "cache"))
+    train, test = (set(found[split]["prompt_id"]) for split in ("train", "test"))
+    assert not train & test
+    assert train | test == set(answers)
+    assert 25 <= len(test) <= 55
+    assert len(found["test"]) == 2 * len(test)
+    assemble([path], index(**{"0000": 200}), Dataset(held_out=0.4), 2, FACTS, tmp_path / "more")
+    more = {row["prompt_id"] for row in pq.read_table(tmp_path / "more/data/test-00000-of-00001.parquet").to_pylist()}
+    assert test < more, "a larger share holds the smaller one"
+    with pytest.raises(DistillError, match=r"split test of the dataset is empty, dataset\.held_out is 0\.0001"):
+        build(tmp_path, held_out=0.0001)
+
+
+def test_a_row_can_tell_where_it_comes_from_and_lines_are_the_same_rows(tmp_path: Path) -> None:
+    import datasets
+
+    build(tmp_path, provenance=True, jsonl=True)
+    rows = datasets.load_dataset(str(tmp_path / "dataset"), split="train", cache_dir=str(tmp_path / "cache"))
+    wanted = {"batch": "0000", "finish_reason": "stop", "reference": "four", "mean_logprob": -1.0,
+              "completion_tokens": 1, "teacher": METADATA.teacher, "seed": 7}  # fmt: skip
+    assert [{name: row[name] for name in wanted} for row in rows] == [wanted] * 3
+    lines = (tmp_path / "dataset/jsonl/train.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == list(rows)
+
+
+def test_thoughts_are_taken_out_before_anything_is_judged(tmp_path: Path) -> None:
+    answers = {"p0": [("<think>so</think>\nfour", "stop"), ("<think>or so</think>four", "stop")],
+               "p1": [("<think>endless", "stop"), ("plain", "stop")]}  # fmt: skip
+    path = batch(tmp_path, "0000", answers)
+    options = {"completions": [path], "index": index(**{"0000": 2}), "num_generations": 2, "card": FACTS}
+    ledger = assemble(settings=Dataset(think="drop"), out=tmp_path / "dataset", **options)
+    assert ledger.samples.dropped == {"duplicate": 1, "empty": 1}
+    rows = read_rows(tmp_path / "dataset")
+    assert [row["completion"] for row in rows] == [[{"role": "assistant", "content": t}] for t in ("four", "plain")]
+    assert [row["messages"] for row in rows] == [row["prompt"] + row["completion"] for row in rows]
+    assert assemble(settings=Dataset(), out=tmp_path / "kept", **options).samples.kept == 4
+
+
+def test_an_empty_batch_goes_through_everything(tmp_path: Path) -> None:
+    paths = [batch(tmp_path, "0000", {}), batch(tmp_path, "0001", GOOD)]
+    wanted = Dataset(provenance=True, think="drop", best={"by": "logprob"}, jsonl=True, quality={"min_logprob": -2})
+    ledger = assemble(paths, index(**{"0000": 0, "0001": 2}), wanted, 2, FACTS, tmp_path / "dataset")
+    assert (ledger.samples.total, ledger.samples.kept) == (4, 2)
+    assert [row["batch"] for row in read_rows(tmp_path / "dataset")] == ["0001", "0001"]
+
+
+def test_the_best_sample_of_each_prompt(tmp_path: Path) -> None:
+    ledger = build(tmp_path, best={"by": "first"})
+    assert ledger.samples.dropped == {"not_best": 1, "duplicate": 1, "length": 1, "empty": 1}
+    assert [row["prompt_id"] for row in read_rows(tmp_path / "dataset")] == ["p0", "p1"]
+    assert '| filters | `{"best": {"by": "first"}}` |' in (tmp_path / "dataset/README.md").read_text()
+
+
+def test_licenses_are_those_of_the_cards_and_never_invented(tmp_path: Path) -> None:
+    assert license_of(tmp_path) is None
+    (tmp_path / "README.md").write_text("# no front matter\nlicense: mit\n---\n---\n")
+    assert license_of(tmp_path) is None
+    (tmp_path / "README.md").write_text("---\nlicense: [mit, cc-by-4.0]\ntags: [x]\n---\n\n# card\n")
+    assert license_of(tmp_path) == "mit, cc-by-4.0"
+    build(tmp_path, facts=CardFacts("demo", "acme/teacher", None, None, "llama2"))
+    card = (tmp_path / "dataset/README.md").read_text()
+    assert "unknown: the teacher's own card says llama2, that of the prompts nothing" in card
+    assert "license" not in yaml.safe_load(card.split("---\n")[1])
+
+
 def test_the_card_has_front_matter_counts_and_origin(tmp_path: Path) -> None:
     build(tmp_path)
     card = (tmp_path / "dataset" / "README.md").read_text()
@@ -165,6 +239,8 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
         assemble(paths, index(**{"0000": 2, "0001": 2}), Dataset(), 2, FACTS, out)
     other = CompletionsMetadata("ef" * 32, METADATA.tokenizer_hash, METADATA.sampling, METADATA.seed)
     batch(tmp_path, "0001", POOR, other)
+    with pytest.raises(DistillError, match=r"0001\.parquet: teacher is efef.*abab.* is expected: delete the file"):
+        assemble(paths, index(**{"0000": 2, "0001": 1}), Dataset(), 2, FACTS, out, METADATA.teacher)
     with pytest.raises(DistillError, match=r"0001\.parquet were made otherwise than the first batch"):
         assemble(paths, index(**{"0000": 2, "0001": 1}), Dataset(), 2, FACTS, out)
     assert not out.exists()

@@ -21,11 +21,15 @@ import hashlib
 import json
 import re
 import socket
+import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
 
 LARGE = (".safetensors", ".bin", ".parquet")
 
@@ -42,15 +46,20 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` requests that `match` finds in `METHOD /path`.
+    """What goes wrong with the next `times` requests that `match` finds in `METHOD /path` and the start of the body.
 
-    Either the answer is `status`, or its body ends after `cut` bytes and the connection is closed.
+    Either the answer is `status` (with `retry_after`), or its body ends after `cut` bytes and the connection is
+    closed; or it is closed before the request is served (`dropped`) or after (`lost`). `meanwhile` is called first.
     """
 
     match: str
     times: int = 1
     status: int | None = None
+    retry_after: str | None = None
     cut: int | None = None
+    dropped: bool = False
+    lost: bool = False
+    meanwhile: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,7 @@ class Request:
     host: str
     token: str | None
     range: str | None
+    body: bytes
 
 
 class Refused(Exception):
@@ -71,22 +81,41 @@ class Hub:
     """The server, its repositories, who may see them, its faults, and what it was asked."""
 
     def __init__(self) -> None:
+        self.routes = list(ROUTES)
         self.repos: dict[str, Repo] = {}
         self.tokens: dict[str, set[str]] = {}  # token → the private and gated repositories it may read
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self.is_up = False
+        self._listen(0)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.storage_url = f"http://localhost:{self._server.server_port}/storage"
 
     def __enter__(self) -> "Hub":
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        self.up()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self.down()
+
+    def _listen(self, port: int) -> None:
+        self._server = _Server(("127.0.0.1", port), _handler(self))
+
+    def up(self) -> None:
+        """Serve, on the port of before."""
+        if self.is_up:
+            return
+        if self._server.fileno() < 0:
+            self._listen(self._server.server_port)
+        self.is_up = True
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def down(self) -> None:
+        """Be gone: connections end, new ones are refused; repositories stay."""
+        if self.is_up:
+            self.is_up = False
+            self._server.shutdown()
+            self._server.server_close()
 
     def commit(self, repo: str, files: dict[str, bytes], *, ref: str = "main", kind: str = "models") -> str:
         """Add a commit whose tree is `files`, let `ref` name it, and return it."""
@@ -122,6 +151,15 @@ class Hub:
         return repo
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that left without waiting for its answer is none of our errors."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
     """A handler class bound to `hub`."""
 
@@ -143,23 +181,44 @@ class _Handler(BaseHTTPRequestHandler):
         line, url = f"{self.command} {self.path}", urlsplit(self.path)
         scheme, _, credentials = self.headers.get("Authorization", "").partition(" ")
         token = credentials if scheme == "Bearer" else None
-        self.hub.requests.append(Request(line, self.headers["Host"], token, self.headers.get("Range")))
-        self.token, self.fault = token, self.hub.fault(line)
+        self.body = self.read_body()
+        self.hub.requests.append(Request(line, self.headers["Host"], token, self.headers.get("Range"), self.body[:500]))
+        self.token, self.fault = token, self.hub.fault(f"{line} {self.body[:500]!r}")
         self.query = {name: values[-1] for name, values in parse_qs(url.query).items()}
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         try:
+            if self.fault.meanwhile:
+                self.fault.meanwhile()
+            if self.fault.dropped or not self.hub.is_up:
+                return self.close()
             if self.fault.status:
                 raise Refused(self.fault.status, None, "injected")
-            for pattern, answer in ROUTES:
+            for pattern, answer in self.hub.routes:
                 if found := re.fullmatch(pattern, url.path):
                     return answer(self, **{k: unquote(v) if v else v for k, v in found.groupdict().items()})
             raise Refused(404, None, f"no route for {line}")
         except Refused as refused:
             status, code, message = refused.args
             headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+            headers |= {"Retry-After": self.fault.retry_after} if self.fault.retry_after else {}
             self.send_json({"error": message}, status, headers)
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
+
+    def read_body(self) -> bytes:
+        """All that the client sends, in one piece or in chunks."""
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def close(self) -> None:
+        """End the connection without a word."""
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def info(self, kind: str, repo: str, rev: str | None = None) -> None:
         it = self.hub.readable(f"{kind}/{repo}", self.token, files=False)
@@ -167,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_json({
             "id": repo, "sha": commit, "private": it.private, "gated": "manual" if it.gated else False,
             "tags": [], "downloads": 0, "likes": 0, "lastModified": "2024-01-01T00:00:00.000Z",
-            "siblings": [{"rfilename": path} for path in sorted(files)],
+            "siblings": [{"rfilename": path} for path in sorted(files)], "cardData": card(files.get("README.md", b"")),
         })  # fmt: skip
 
     def tree(self, kind: str, repo: str, rev: str, folder: str | None = None) -> None:
@@ -235,6 +294,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
 
     def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        if self.fault.lost:
+            self.close()
+            return
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(body))} | headers).items():
             self.send_header(name, value)
@@ -243,8 +305,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.wfile.write(body[: self.fault.cut])
         if self.fault.cut is not None:  # promised more than this
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close()
 
 
 def find(repo: Repo, rev: str) -> tuple[str, dict[str, bytes]]:
@@ -253,6 +314,12 @@ def find(repo: Repo, rev: str) -> tuple[str, dict[str, bytes]]:
     if commit not in repo.commits:
         raise Refused(404, "RevisionNotFound", f"Invalid rev id: {rev}")
     return commit, repo.commits[commit]
+
+
+def card(readme: bytes) -> dict[str, Any] | None:
+    """The front matter of a README.md."""
+    parts = readme.decode().split("---\n")
+    return yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0] else None
 
 
 def oid(content: bytes) -> str:

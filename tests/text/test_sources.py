@@ -196,3 +196,17 @@ def test_a_hub_dataset_is_pinned_recorded_and_read_again_offline(tmp_path: Path)
         assert reason in complaint
         assert "\n" not in complaint
     assert f"Ask for access at {hub.url}/datasets/acme/gated, then log in with `hf auth login`" in read[5]
+
+
+def test_a_hub_dataset_is_streamed_at_its_commit(tmp_path: Path) -> None:
+    """Nothing but the small files of the client's own is left on the disk."""
+    with Hub() as hub:
+        path = write(tmp_path / "train.parquet", ROWS)
+        first = hub.commit("acme/chats", {"data/train.parquet": path.read_bytes()}, kind="datasets")
+        hub.commit("acme/chats", {"data/train.parquet": write(path, ROWS[:1]).read_bytes()}, kind="datasets")
+        streamed = {"source": "acme/chats", "revision": first, "stream": True}
+        (read,) = ask_hub(hub, tmp_path / "home", [streamed])
+        (refused,) = ask_hub(hub, tmp_path / "home", [{"source": "acme/chats", "stream": True}], HF_HUB_OFFLINE="1")
+    assert read == [first, [row.messages for row in READ]]
+    assert "offline, nothing can be streamed: leave out `stream`" in refused
+    assert not list((tmp_path / "home").rglob("*.arrow"))

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import constants, errors, get_cached_repo_tree, get_token, snapshot_download
+from huggingface_hub import HfApi, constants, errors, get_cached_repo_tree, get_token, snapshot_download
 
 from distill import SCHEMA_VERSION
 from distill.config import Model
@@ -57,7 +57,7 @@ def download(source: str, revision: str | None, out: Path) -> str:
         raise DistillError(f"{_page(source)} has no config.json at {snapshot.name}: it is no transformers model")
     if not _files(snapshot, WEIGHTS[:1]):
         raise DistillError(_no_safetensors(source, snapshot.name))
-    _write(out, _files(snapshot, patterns), source, revision, snapshot.name)
+    _write(out, _files(snapshot, patterns), source, revision, snapshot.name, _license(source, snapshot.name))
     return snapshot.name
 
 
@@ -98,7 +98,23 @@ def _files(snapshot: Path, patterns: list[str]) -> dict[str, Path]:
     return {name: path for name, path in files.items() if not name.startswith("consolidated")}
 
 
-def _write(out: Path, files: dict[str, Path], source: str, requested: str | None, commit: str | None) -> None:
+def _license(source: str, commit: str) -> str | None:
+    """What the model's own card says; offline, or without a card, nothing."""
+    try:
+        card = HfApi().model_info(source, revision=commit).card_data
+    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, httpx2.HTTPError):
+        return None
+    return card.get("license") if card else None
+
+
+def _write(
+    out: Path,
+    files: dict[str, Path],
+    source: str,
+    requested: str | None,
+    commit: str | None,
+    license: str | None = None,
+) -> None:
     """Make the folder `out` of `files` and `source.json`."""
     with replacing(out) as folder:
         for name, path in files.items():
@@ -109,7 +125,7 @@ def _write(out: Path, files: dict[str, Path], source: str, requested: str | None
             else:  # small, and someone may edit it: the cache must not change with it
                 shutil.copyfile(path, target)
         record = {"schema": SCHEMA_VERSION, "source": source, "requested": requested, "revision": commit}
-        write_json(folder / "source.json", record)
+        write_json(folder / "source.json", record | ({"license": license} if license else {}))
 
 
 def _link(file: Path, target: Path) -> None:

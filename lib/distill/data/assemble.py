@@ -2,22 +2,44 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from hashlib import blake2b
+from os import cpu_count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from distill.config import Dataset
 from distill.data.card import CardFacts, write_card
-from distill.data.filters import Filter, Sample, filters, first_reason
+from distill.data.filters import Filter, Sample, best, filters, judge
 from distill.data.ledger import Account, Ledger
-from distill.data.schema import COMPLETIONS, read_completions
+from distill.data.schema import COMPLETIONS, MESSAGES, CompletionsMetadata, read_completions
+from distill.data.shards import Shards
 from distill.errors import DistillError
-from distill.files import replacing, write_json
+from distill.files import read_json, replacing, write_json
+from distill.text.answers import without_thought
 
 COLUMNS = ["prompt", "completion", "messages", "prompt_id", "sample"]
 DATASET = pa.schema([COMPLETIONS.field(name) for name in COLUMNS])
+PROVENANCE = pa.schema(
+    [
+        ("batch", pa.string()),
+        ("finish_reason", pa.string()),
+        ("reference", pa.string()),
+        ("mean_logprob", pa.float32()),
+        ("completion_tokens", pa.int32()),
+        ("teacher", pa.string()),
+        ("seed", pa.int64()),
+    ]
+)
+"""Where a row comes from: its batch's file, how the answer ended, the right answer where there is one, the mean of
+its tokens' logprobs and their number (null where a foreign server did not tell), the digest of the teacher's weights
+(or the name of the foreign model) and the seed."""
 
 
 def assemble(
@@ -27,47 +49,87 @@ def assemble(
     num_generations: int,
     card: CardFacts,
     out: Path,
+    teacher: str | None = None,
 ) -> Ledger:
-    """Write the dataset folder `out` in one rename and return its ledger; one batch is in memory at a time.
+    """Write the dataset folder `out` in one rename and return its ledger; two batches are in memory at a time.
 
-    `completions` are the files of all batches that `index` (index.json) lists, named {batch}.parquet.
+    `completions` are the files of all batches that `index` (index.json) lists, named {batch}.parquet. `teacher` is
+    the digest that they must have; None takes any, as long as it is one.
     """
     files = {path.stem: path for path in map(Path, completions)}
     if odd := sorted(files.keys() ^ index["batches"].keys()):
         raise DistillError(f"batches {', '.join(odd)} are in the prompt index or among the completions, not in both")
     chosen = filters(settings)
+    schema = pa.schema([*DATASET, *PROVENANCE]) if settings.provenance else DATASET
     accounts = {}
     first = None
-    with replacing(out) as tmp:
-        (tmp / "data").mkdir(parents=True)
-        with Shards(tmp / "data", settings.shard_rows) as shards:
-            for name, batch in index["batches"].items():
-                path, prompts = files[name], _prompts(name, batch)
-                table, metadata = read_completions(path, columns=[*COLUMNS, "finish_reason", "reference"])
-                first = first or metadata
-                if metadata != first:
-                    raise DistillError(
-                        f"completions {path} were made otherwise than the first batch ({metadata}, {first}): "
-                        "delete the older ones, and the next run makes them again"
-                    )
-                asked, failed = prompts.kept * num_generations, len(metadata.failed) * num_generations
-                if len(table) + failed != asked:
-                    raise DistillError(
-                        f"completions {path} have {len(table)} samples, not {prompts.kept} prompts × "
-                        f"{num_generations}: delete the file, and the next run makes it again"
-                    )
-                keep, dropped = _judge(table, chosen)
-                shards.write(table.filter(pa.array(keep, pa.bool_())).select(COLUMNS))
-                accounts[name] = (prompts, Account(asked, sum(keep), dropped + Counter(failed=failed)))
+    with replacing(out) as tmp, ExitStack() as stack:
+        tmp.mkdir(parents=True)
+        pool = stack.enter_context(ThreadPoolExecutor(cpu_count() or 1))
+        names = ["train", "test"] if settings.held_out else ["train"]
+        splits = [stack.enter_context(Shards(tmp, name, schema, settings.shard_rows, settings.jsonl)) for name in names]
+        for name, (table, metadata) in _read(index["batches"], files, settings, teacher):
+            path, prompts = files[name], _prompts(name, index["batches"][name])
+            first = first or metadata
+            if metadata != first:
+                raise DistillError(
+                    f"completions {path} were made otherwise than the first batch ({metadata}, {first}): "
+                    "delete the older ones, and the next run makes them again"
+                )
+            asked, failed = prompts.kept * num_generations, len(metadata.failed) * num_generations
+            if len(table) + failed != asked:
+                raise DistillError(
+                    f"completions {path} have {len(table)} samples, not {prompts.kept} prompts × "
+                    f"{num_generations}: delete the file, and the next run makes it again"
+                )
+            kept, dropped = _kept(table, name, metadata, settings, chosen, pool, splits)
+            accounts[name] = (prompts, Account(asked, kept, dropped + Counter(failed=failed)))
         ledger = Ledger(num_generations, accounts)
         if ledger.samples.kept == 0:
             raise DistillError(
                 f"no sample is left for the dataset ({ledger.summary()}): raise max_target_length, set "
                 "dataset.keep_length, or look at what the teacher answers"
             )
-        (tmp / "README.md").write_text(write_card(card, index["source"], first, ledger), encoding="utf-8")
+        counts = {split.split: split.count for split in splits}
+        if empty := [name for name, count in counts.items() if not count]:
+            raise DistillError(
+                f"split {empty[0]} of the dataset is empty, dataset.held_out is {settings.held_out} of "
+                f"{ledger.samples.kept} samples: change it, or leave it out"
+            )
+        columns = [*COLUMNS, *(PROVENANCE.names if settings.provenance else [])]
+        form = {"license", "shard_rows", "provenance", "jsonl", "completions"}  # all else decides which rows there are
+        chosen_by = settings.model_dump(mode="json", exclude_defaults=True, exclude=form)
+        text = write_card(card, index["source"], first, ledger, counts, columns, chosen_by)
+        (tmp / "README.md").write_text(text, encoding="utf-8")
         write_json(tmp / "ledger.json", ledger.encode())
     return ledger
+
+
+def digest_of(params: Path) -> str | None:
+    """The digest of a model's weights; None where they are gone, as they may be once all is generated."""
+    info = params / "model.json"
+    return read_json(info)["digest"] if info.is_file() else None
+
+
+def _read(
+    batches: dict[str, Any], files: dict[str, Path], settings: Dataset, teacher: str | None
+) -> Iterator[tuple[str, tuple[pa.Table, CompletionsMetadata]]]:
+    """Each batch's table and metadata; the next one is read while this one is judged."""
+    columns = [*COLUMNS, "finish_reason", "reference"]
+    scored = (settings.quality and settings.quality.min_logprob is not None) or (
+        settings.best and settings.best.by == "logprob"
+    )
+    if settings.provenance or scored:
+        columns.append("logprobs")
+    read = partial(read_completions, columns=columns, teacher=teacher)
+    with ThreadPoolExecutor(1) as ahead:
+        names = list(batches)
+        coming = ahead.submit(read, files[names[0]]) if names else None
+        for name, following in zip(names, [*names[1:], None], strict=True):
+            found = coming.result()
+            if following is not None:
+                coming = ahead.submit(read, files[following])
+            yield name, found
 
 
 def _prompts(name: str, batch: dict[str, Any]) -> Account:
@@ -77,62 +139,90 @@ def _prompts(name: str, batch: dict[str, Any]) -> Account:
         raise DistillError(f"prompt index, batch {name}: {error}: delete index.json") from None
 
 
-def _judge(table: pa.Table, chosen: list[Filter]) -> tuple[list[bool], Counter[str]]:
-    """Which rows stay, and how many go for which reason."""
-    keep = []
-    dropped: Counter[str] = Counter()
-    for sample in _samples(table):
-        reason = first_reason(chosen, sample)
-        keep.append(reason is None)
-        if reason is not None:
-            dropped[reason] += 1
-    return keep, dropped
+def _kept(
+    table: pa.Table,
+    name: str,
+    metadata: CompletionsMetadata,
+    settings: Dataset,
+    chosen: list[Filter],
+    pool: Executor,
+    splits: list[Shards],
+) -> tuple[int, Counter[str]]:
+    """Write what stays of a batch to its split; how many rows, and how many go for which reason."""
+    if settings.think == "drop":
+        table = _without_thoughts(table)
+    logprobs = _mean_logprobs(table) if "logprobs" in table.column_names else None
+    samples = _samples(table, logprobs)
+    reasons = judge(chosen, samples, pool)
+    if settings.best is not None:
+        best(samples, reasons, settings.best.keep, settings.best.by)
+    if settings.provenance:
+        table = _with_provenance(table, name, metadata, logprobs)
+    table = table.select(splits[0].schema.names)
+    keep = np.array([reason is None for reason in reasons], bool)
+    held_out = np.zeros(len(table), bool)
+    if settings.held_out:
+        held_out = np.array([_held_out(sample.prompt_id, settings) for sample in samples], bool)
+    for split, rows in zip(splits, (keep & ~held_out, keep & held_out), strict=False):
+        split.write(table.filter(pa.array(rows)))
+    return int(keep.sum()), Counter(reason for reason in reasons if reason is not None)
 
 
-def _samples(table: pa.Table) -> Iterator[Sample]:
-    columns = ("prompt_id", "completion", "finish_reason", "reference")
-    for name, completion, finish_reason, reference in zip(
-        *(table[column].to_pylist() for column in columns), strict=True
-    ):
-        yield Sample(name, completion[-1]["content"], finish_reason, reference)
+def _held_out(prompt_id: str, settings: Dataset) -> bool:
+    """By hash of the prompt: all of its samples are on one side, in every run and whatever else there is."""
+    drawn = blake2b(f"{settings.held_out_seed} {prompt_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(drawn, "big") < settings.held_out * 2**64
 
 
-class Shards:
-    """Writes tables into `folder` as train-00000-of-0000N.parquet, `rows` in each but the last."""
+def _samples(table: pa.Table, logprobs: np.ndarray | None) -> list[Sample]:
+    texts = _answers(table).to_pylist()
+    columns = (table[column].to_pylist() for column in ("prompt_id", "finish_reason", "reference"))
+    means = [None] * len(table) if logprobs is None else [None if np.isnan(mean) else float(mean) for mean in logprobs]
+    return [
+        Sample(prompt_id, text, finish_reason, reference, mean)
+        for prompt_id, finish_reason, reference, text, mean in zip(*columns, texts, means, strict=True)
+    ]
 
-    def __init__(self, folder: Path, rows: int):
-        self.folder = folder
-        self.rows = rows
-        self.paths: list[Path] = []
-        self.writer: pq.ParquetWriter | None = None
-        self.room = 0
 
-    def write(self, table: pa.Table) -> None:
-        """Add rows; their order is kept across shards."""
-        while len(table):
-            if self.room == 0:
-                self._open()
-            part = table.slice(0, self.room)
-            self.writer.write_table(part)
-            self.room -= len(part)
-            table = table.slice(len(part))
+def _answers(table: pa.Table) -> pa.Array:
+    """The text of each row's completion, which is one message."""
+    return pc.struct_field(pc.list_flatten(table["completion"]), "content")
 
-    def _open(self) -> None:
-        self._close()
-        self.paths.append(self.folder / f"{len(self.paths)}.parquet")
-        self.writer = pq.ParquetWriter(self.paths[-1], DATASET, compression="zstd")
-        self.room = self.rows
 
-    def _close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
+def _mean_logprobs(table: pa.Table) -> np.ndarray:
+    """Mean of each row's logprobs, NaN where there is none."""
+    means = []
+    for chunk in table["logprobs"].chunks:
+        lengths = pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False)
+        total = np.concatenate([[0.0], np.cumsum(pc.list_flatten(chunk).to_numpy(), dtype=np.float64)])
+        ends = np.cumsum(lengths)
+        with np.errstate(invalid="ignore"):
+            means.append((total[ends] - total[ends - lengths]) / lengths)
+    return np.concatenate(means) if means else np.zeros(0)
 
-    def __enter__(self) -> "Shards":
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        """Close, and name the shards now that their number is known."""
-        self._close()
-        for i, path in enumerate(self.paths):
-            path.rename(self.folder / f"train-{i:05d}-of-{len(self.paths):05d}.parquet")
+def _without_thoughts(table: pa.Table) -> pa.Table:
+    """Completions and conversations without what comes before `</think>`."""
+    answers = [without_thought(text) for text in _answers(table).to_pylist()]
+    prompts = table["prompt"].to_pylist()
+    completion = [[{"role": "assistant", "content": text}] for text in answers]
+    messages = [prompt + answer for prompt, answer in zip(prompts, completion, strict=True)]
+    for column, values in (("completion", completion), ("messages", messages)):
+        table = table.set_column(table.column_names.index(column), column, pa.array(values, MESSAGES))
+    return table
+
+
+def _with_provenance(
+    table: pa.Table, name: str, metadata: CompletionsMetadata, logprobs: np.ndarray | None
+) -> pa.Table:
+    rows = len(table)
+    values = {
+        "batch": pa.repeat(pa.scalar(name), rows),
+        "mean_logprob": pa.array(logprobs, pa.float32(), from_pandas=True),
+        "completion_tokens": pc.cast(pc.list_value_length(table["logprobs"]), pa.int32()),
+        "teacher": pa.repeat(pa.scalar(metadata.foreign or metadata.teacher), rows),
+        "seed": pa.repeat(pa.scalar(metadata.seed, pa.int64()), rows),
+    }
+    for column, array in values.items():
+        table = table.append_column(column, array)
+    return table

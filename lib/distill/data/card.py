@@ -1,34 +1,34 @@
 """The dataset card: README.md with the front matter that the Hub and `load_dataset` read."""
 
 import json
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from distill.config import Recipe
 from distill.data.ledger import Account, Ledger
-from distill.data.schema import CompletionsMetadata
+from distill.data.schema import OWN, CompletionsMetadata
+from distill.files import read_json
 
-FEATURES = [
-    *({"name": name, "list": [{"name": part, "dtype": "string"} for part in ("role", "content")]}
-      for name in ("prompt", "completion", "messages")),
-    {"name": "prompt_id", "dtype": "string"},
-    {"name": "sample", "dtype": "int32"},
-]  # fmt: skip
-# Each list is its own object: YAML writes a shared one as an alias, which `datasets` stumbles over.
+DTYPES = {
+    "prompt_id": "string", "sample": "int32", "batch": "string", "finish_reason": "string", "reference": "string",
+    "mean_logprob": "float32", "completion_tokens": "int32", "teacher": "string", "seed": "int64",
+}  # fmt: skip
+PROVENANCE = """
+The other columns say where a row comes from: the file of its batch, how the answer ended, the right answer where
+there is one, the mean log-probability of its tokens and their number, the teacher's digest, the seed.
+"""
 
 TEXT = """\
-# {run}: answers by {teacher}
+# {title}
 
-{kept} answers that a teacher model wrote to {prompts} prompts, filtered, for training a smaller one.
+{opening}
 
 | | |
 |---|---|
-| teacher | {teacher_row} |
-| digest of its weights | `{digest}` |
-| prompts | {source} |
-| sampling | {generation} |
+{origin}
 | license | {license} |
 
 ## Columns
@@ -36,7 +36,7 @@ TEXT = """\
 `prompt` is the conversation up to the turn to answer, `completion` the teacher's answer to it, both lists of
 messages with `role` and `content`; `messages` is the two together. `prompt_id` is a digest of `prompt`,
 `sample` counts the answers to one prompt.
-
+{provenance}
 ## What was kept
 
 {ledger}
@@ -64,41 +64,99 @@ class CardFacts:
     teacher: str
     revision: str | None
     license: str | None
-
-    @classmethod
-    def of(cls, recipe: Recipe) -> "CardFacts":
-        """What `recipe` says of it."""
-        teacher = recipe.models[recipe.teacher]
-        return cls(recipe.run, teacher.source, teacher.revision, recipe.dataset.license)
+    teacher_license: str | None = None
 
 
-def write_card(facts: CardFacts, source: dict[str, Any], completions: CompletionsMetadata, ledger: Ledger) -> str:
-    """The text of README.md; `source` is the prompt index's. A license that nobody named is not guessed."""
+def write_card(
+    facts: CardFacts,
+    source: dict[str, Any],
+    completions: CompletionsMetadata,
+    ledger: Ledger,
+    splits: dict[str, int],
+    columns: list[str],
+    chosen_by: dict[str, Any],
+) -> str:
+    """The text of README.md; `source` is the prompt index's, `splits` has their rows, `chosen_by` are the filters.
+
+    A license that nobody named is not guessed.
+    """
     front: dict[str, Any] = {"license": facts.license} if facts.license else {}
+    files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits]
     front |= {
         "task_categories": ["text-generation"],
         "tags": ["distillation", "synthetic"],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
+        "configs": [{"config_name": "default", "data_files": files}],
         "dataset_info": {
-            "features": FEATURES,
-            "splits": [{"name": "train", "num_examples": ledger.samples.kept}],
+            "features": [_feature(name) for name in columns],
+            "splits": [{"name": name, "num_examples": count} for name, count in splits.items()],
         },
     }
+    kept, prompts = f"{ledger.samples.kept:,}", f"{ledger.prompts.kept:,}"
+    teacher = f"`{facts.teacher}`" + (f" at revision `{facts.revision}`" if facts.revision else "")
+    sampling = f"`{json.dumps(completions.sampling, sort_keys=True)}`, seed {completions.seed}"
+    rows = {"teacher": teacher, "digest of its weights": f"`{completions.teacher}`"}
+    title = f"{facts.run}: answers by {facts.teacher}"
+    opening = f"{kept} answers that a teacher model wrote to {prompts} prompts, filtered, for training a smaller one."
+    if completions.foreign == OWN:
+        rows, sampling = {}, "none: the answers came with the prompts"
+        title = f"{facts.run}: answers that came with their prompts"
+        opening = f"{kept} answers to {prompts} prompts, both from the same source, filtered, for training a model."
+    elif completions.foreign is not None:
+        rows |= {"answered by": f"`{completions.foreign}`, a server that is not ours: not reproducible"}
+    rows |= {"prompts": _origin(source), "sampling": sampling}
+    if chosen_by:
+        rows |= {"filters": f"`{json.dumps(chosen_by, sort_keys=True)}`".replace("|", "\\|")}
     generations = ledger.num_generations
     body = TEXT.format(
-        run=facts.run,
-        teacher=facts.teacher,
-        kept=f"{ledger.samples.kept:,}",
-        prompts=f"{ledger.prompts.kept:,}",
-        teacher_row=f"`{facts.teacher}`" + (f" at revision `{facts.revision}`" if facts.revision else ""),
-        digest=completions.teacher,
-        source=", ".join(f"{key} `{value}`" for key, value in source.items() if value is not None),
-        generation=f"`{json.dumps(completions.sampling, sort_keys=True)}`, seed {completions.seed}",
-        license=facts.license or "unknown: see those of the teacher and of the prompts before using the answers",
+        title=title,
+        opening=opening,
+        origin="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
+        license=facts.license or _unknown(facts.teacher_license, source.get("license")),
+        provenance=PROVENANCE if len(columns) > 5 else "",
         ledger=_table(ledger),
         generations="one answer" if generations == 1 else f"{generations} answers",
     )
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{body}"
+
+
+def license_of(folder: Path) -> str | None:
+    """The license that a model's or a dataset's own card names; None where there is no card, or none in it.
+
+    `source.json`, which a download leaves, or the front matter of README.md.
+    """
+    if (folder / "source.json").is_file():
+        return read_json(folder / "source.json").get("license")
+    if not (folder / "README.md").is_file():
+        return None
+    parts = re.split(r"^---\s*$", (folder / "README.md").read_text(encoding="utf-8"), maxsplit=2, flags=re.MULTILINE)
+    try:
+        front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except yaml.YAMLError:
+        return None
+    named = front.get("license") if isinstance(front, dict) else None
+    return ", ".join(map(str, named)) if isinstance(named, list) else named and str(named)
+
+
+def _unknown(teacher: str | None, prompts: str | None) -> str:
+    if not teacher and not prompts:
+        return "unknown: see those of the teacher and of the prompts before using the answers"
+    return (
+        f"unknown: the teacher's own card says {teacher or 'nothing'}, that of the prompts {prompts or 'nothing'}; "
+        "see both before using the answers"
+    )
+
+
+def _origin(source: dict[str, Any]) -> str:
+    told = {key: value for key, value in source.items() if value is not None and key not in ("mix", "license")}
+    parts = ", ".join(f"{key} `{value}`" for key, value in told.items())
+    return "; ".join([parts, *map(_origin, source.get("mix", []))])
+
+
+def _feature(name: str) -> dict[str, Any]:
+    """Each list is its own object: YAML writes a shared one as an alias, which `datasets` stumbles over."""
+    if name in DTYPES:
+        return {"name": name, "dtype": DTYPES[name]}
+    return {"name": name, "list": [{"name": part, "dtype": "string"} for part in ("role", "content")]}
 
 
 def _table(ledger: Ledger) -> str:

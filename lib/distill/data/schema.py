@@ -37,6 +37,7 @@ ids and logprobs of the completion where a foreign server answered, which need n
 FOREIGN = ("completion_token_ids", "logprobs")
 
 PREFIX = "distill."
+OWN = "own"  # `foreign` of completions that came with the prompts
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,24 @@ WHY_DROPPED = {
     "prompts": {
         "overlong": "longer than generation.max_prefill_length",
         "duplicate": "the same messages as an earlier prompt",
+        "similar": "nearly the words of an earlier prompt",
+        "contamination": "in a set of prompts.exclude",
+        "malformed": "no conversation",
+        "not_sampled": "not in the share that prompts.sample takes",
     },
     "samples": {
         "length": "cut at generation.max_target_length before the teacher ended",
         "empty": "no text",
         "duplicate": "the same answer to the same prompt",
         "wrong": "refused by the verifier",
+        "code_failed": "its code did not pass",
+        "code_timeout": "its code took too long",
+        "no_reference": "nothing to verify it by",
+        "repetition": "turns in a circle",
+        "refusal": "declines to answer",
+        "unlikely": "under dataset.quality.min_logprob",
+        "not_best": "not among the best of its prompt",
+        "failed": "no answer came",
     },
 }
 

@@ -16,11 +16,14 @@ from distill import SCHEMA_VERSION
 from distill.config import Prompts
 from distill.errors import DistillError
 from distill.files import digest, write_jsonl
-from distill.text.chat import prompt_id, prompts_tokens
+from distill.text.chat import prompts_tokens
+from distill.text.selection import Selection, mixed, with_system
 from distill.text.sources import Conversation, nothing_in, open_source
 from distill.text.tokenizer import Tokenizer
 
 Row = dict[str, Any]
+Entry = tuple[Conversation | None, str | None]
+"""What a row asks, None where it is malformed, and the reason to leave it out, None where it stays."""
 
 
 def index_prompts(
@@ -32,12 +35,13 @@ def index_prompts(
     A dataset without a usable prompt, or with fewer batches than `num_batches`, is a `DistillError`.
     """
     limit = Limit(prompts.overlong, max_prefill_length, context)
-    opened = open_source(prompts)
+    shortest = prompts.filters.min_tokens or 0 if prompts.filters else 0
+    origin, conversations = _open(prompts)
     batches: dict[str, dict[str, Any]] = {}
     read = 0
-    for entries in _batches(prompts, opened.conversations):
+    for entries in _batches(prompts, conversations):
         name = f"{len(batches):04d}"
-        rows, dropped = _rows(entries, tokenizer, prompts.chat_template, limit)
+        rows, dropped = _rows(entries, tokenizer, prompts.chat_template, limit, shortest)
         write_jsonl(work / f"{name}.jsonl", rows)
         batches[name] = {
             "hash": digest(rows),
@@ -49,7 +53,7 @@ def index_prompts(
     _refuse(prompts, batches, read)
     for stale in set(work.glob("*.jsonl")) - {work / f"{name}.jsonl" for name in batches}:
         stale.unlink()
-    return {"schema": SCHEMA_VERSION, "source": opened.origin, "batches": batches}
+    return {"schema": SCHEMA_VERSION, "source": origin, "batches": batches}
 
 
 class Limit:
@@ -74,23 +78,29 @@ class Limit:
         return tokens > self.tokens
 
 
-def _batches(
-    prompts: Prompts, conversations: Iterator[Conversation | None]
-) -> Iterator[list[tuple[Conversation | None, bool]]]:
-    """Each batch's rows, with whether a row repeats the prompt of an earlier one."""
+def _open(prompts: Prompts) -> tuple[dict[str, Any], Iterator[Conversation | None]]:
+    """What is read, and its conversations, those of several sources mixed."""
+    opened = [open_source(source, prompts.turns) for source in prompts.sources]
+    if not prompts.mix:
+        origin, conversations = opened[0].origin, opened[0].conversations
+    else:
+        weights = [source.weight for source in prompts.mix]
+        shares = " + ".join(f"{source.weight:g} × {source.source}" for source in prompts.mix)
+        origin = {"source": shares, "mix": [each.origin for each in opened]}
+        conversations = mixed([each.conversations for each in opened], weights)
+    return origin, (with_system(row, prompts.system) for row in conversations)
+
+
+def _batches(prompts: Prompts, conversations: Iterator[Conversation | None]) -> Iterator[list[Entry]]:
+    """Each batch's rows, with the reason to leave a row out where there is one."""
     size, block = prompts.batch_size, prompts.batch_size
     if prompts.shuffle_seed is not None:
         block *= prompts.shuffle_block
     left = None if prompts.num_batches == "all" else prompts.num_batches
-    seen: set[str] = set()
+    selection = Selection(prompts)
     first = 0
     while (left is None or left > 0) and (rows := list(islice(conversations, block))):
-        entries = []
-        for row in rows:
-            name = prompt_id(row.messages) if row else ""
-            entries.append((row, prompts.duplicates == "drop" and name in seen))
-            if row:
-                seen.add(name)
+        entries = [(row, selection(row)) for row in rows]
         if prompts.shuffle_seed is not None:
             entries = [entries[i] for i in shuffled(len(entries), prompts.shuffle_seed, first)]
         slices = [entries[i : i + size] for i in range(0, len(entries), size)]
@@ -109,24 +119,20 @@ def shuffled(count: int, seed: int, first: int) -> list[int]:
 
 
 def _rows(
-    entries: list[tuple[Conversation | None, bool]], tokenizer: Tokenizer, template: str, limit: Limit
+    entries: list[Entry], tokenizer: Tokenizer, template: str, limit: Limit, shortest: int
 ) -> tuple[list[Row], Counter[str]]:
     """The rows of one batch that are kept, and how many are not for which reason."""
-    dropped: Counter[str] = Counter()
-    asked: list[Conversation] = []
-    for conversation, repeated in entries:
-        if conversation is None:
-            dropped["malformed"] += 1
-        elif repeated:
-            dropped["duplicate"] += 1
-        else:
-            asked.append(conversation)
+    dropped = Counter(reason for _, reason in entries if reason is not None)
+    asked = [conversation for conversation, reason in entries if reason is None]
     ids = prompts_tokens(tokenizer, [conversation.messages for conversation in asked], template)
     rows = []
     for conversation, tokens in zip(asked, ids, strict=True):
-        name = prompt_id(conversation.messages)
+        name = conversation.id
         if limit.exceeded(name, len(tokens)):
             dropped["overlong"] += 1
+            continue
+        if len(tokens) < shortest:
+            dropped["short"] += 1
             continue
         rows.append(
             {
@@ -144,15 +150,15 @@ def _refuse(prompts: Prompts, batches: dict[str, dict[str, Any]], read: int) -> 
     """Say what is wrong when nothing is left, or less than was asked for."""
     dropped = sum((Counter(batch["dropped"]) for batch in batches.values()), Counter())
     if dropped["malformed"] == read:
-        raise DistillError(nothing_in(prompts, read))
+        raise DistillError(nothing_in(prompts.sources[0], read))
     if sum(dropped.values()) == read:
         counts = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
         raise DistillError(
-            f"dataset {prompts.source}: all of its {read} prompts are left out ({counts}): "
-            "raise generation.max_prefill_length, or look at the dataset"
+            f"dataset {prompts.name}: all of its {read} prompts are left out ({counts}): "
+            "raise generation.max_prefill_length, loosen prompts.filters, or look at the dataset"
         )
     if prompts.num_batches != "all" and len(batches) < prompts.num_batches:
         raise DistillError(
-            f"prompts.num_batches is {prompts.num_batches}, dataset {prompts.source} has {read} rows, "
+            f"prompts.num_batches is {prompts.num_batches}, dataset {prompts.name} has {read} rows, "
             f"{len(batches)} batches of {prompts.batch_size}: set it to {len(batches)} or less, or to all"
         )

@@ -113,14 +113,19 @@ def _hub(source: Source) -> Opened:
                 f"dataset {source.source}: offline, nothing tells which commit {source.revision} is: "
                 "set `revision` to a commit of 40 hex digits"
             )
-        commit = None if offline else hub.HfApi().dataset_info(source.source, revision=source.revision).sha
+        info = None if offline else hub.HfApi().dataset_info(source.source, revision=source.revision)
+        commit = info and info.sha
     except Exception as error:
         raise _complaint(source, error) from None
-    dataset = _load(source, source.source, name=source.config, split=source.split, revision=commit)
+    if source.stream and offline:
+        raise DistillError(f"dataset {source.source}: offline, nothing can be streamed: leave out `stream`")
+    streaming = {"streaming": True} if source.stream else {}
+    dataset = _load(source, source.source, name=source.config, split=source.split, revision=commit, **streaming)
     if offline:
         cached = re.search(r"/([0-9a-f]{40})/", Path(dataset.cache_files[0]["filename"]).as_posix())
         commit = cached and cached[1]
-    return _opened(source, dataset, {"commit": commit})
+    license = info and info.card_data and info.card_data.get("license")
+    return _opened(source, dataset, {"commit": commit} | ({"license": license} if license else {}))
 
 
 def _opened(source: Source, dataset: Any, origin: dict[str, Any]) -> Opened:

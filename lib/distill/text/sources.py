@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from distill.config import Source
 from distill.errors import DistillError
+from distill.text.chat import prompt_id
 from distill.text.readers import open_dataset
+
+Turns = Literal["last", "first", "each"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,11 @@ class Conversation:
     messages: list[dict[str, str]]
     original: str | None
     reference: str | None
+
+    @cached_property
+    def id(self) -> str:
+        """`prompt_id` of its messages."""
+        return prompt_id(self.messages)
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Rows:
-    """An opened dataset: `origin` says what is read; `conversations` has one a row, None where malformed."""
+    """An opened dataset: `origin` says what is read; `conversations` has what is asked, None where malformed."""
 
     origin: dict[str, Any]
     conversations: Iterator[Conversation | None]
@@ -60,7 +69,7 @@ def nothing_in(source: Source, rows: int) -> str:
     )
 
 
-def open_source(source: Source) -> Rows:
+def open_source(source: Source, turns: Turns = "last") -> Rows:
     """Open a dataset and find its columns. Rows are read when asked for; a local one needs no network."""
     origin = {
         "source": source.source,
@@ -77,7 +86,7 @@ def open_source(source: Source) -> Rows:
             f"dataset {source.source} column {', '.join(sorted(dates))} is read as dates, not as text: "
             "name its JSONL file, or store the column as strings in Parquet"
         )
-    conversations = (conversation(row, columns) for row in opened.rows)
+    conversations = (one for row in opened.rows for one in asked(row, columns, turns))
     return Rows(origin | opened.origin, conversations)
 
 
@@ -115,27 +124,41 @@ def conversation(row: dict[str, Any], columns: Columns) -> Conversation | None:
 
     user a, assistant b, user c, assistant d → messages a b c, original d
     """
+    return asked(row, columns, "last")[0]
+
+
+def asked(row: dict[str, Any], columns: Columns, turns: Turns) -> list[Conversation | None]:
+    """What is asked of a row: its last user turn, its first, or each with the history that the dataset has.
+
+    user a, assistant b, user c, assistant d, each → messages a, original b; messages a b c, original d. The
+    reference column is of the last turn; the others' reference is what the dataset answers.
+    """
     if columns.messages is not None:
-        turns, answer = row.get(columns.messages), None
+        listed, answer = row.get(columns.messages), None
     else:
-        turns, answer = row.get(columns.prompt), row.get(columns.completion) if columns.completion else None
-        if isinstance(turns, str):
-            turns = [{"role": "user", "content": turns}]
-    messages = _messages(turns)
-    if messages is None:
-        return None
-    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
-    if last is None or not messages[last]["content"].strip():
-        return None
-    after = messages[last + 1 :]
-    if isinstance(answer, list):
-        after = _messages(answer) or []
-        answer = None
-    if answer is None and len(after) == 1 and after[0]["role"] == "assistant":
-        answer = after[0]["content"]
-    original = _text(answer)
-    reference = _text(row.get(columns.reference)) if columns.reference else original
-    return Conversation(messages[: last + 1], original, reference)
+        listed, answer = row.get(columns.prompt), row.get(columns.completion) if columns.completion else None
+        if isinstance(listed, str):
+            listed = [{"role": "user", "content": listed}]
+    messages = _messages(listed)
+    users = [i for i, message in enumerate(messages or []) if message["role"] == "user"]
+    if not users:
+        return [None]
+    ends = dict(zip(users, [*users[1:], len(messages)], strict=True))
+    chosen = {"last": users[-1:], "first": users[:1], "each": users}[turns]
+    found = []
+    for i in chosen:
+        after = messages[i + 1 : ends[i]]
+        is_last = i == users[-1]
+        text = answer if is_last else None
+        if isinstance(text, list):
+            after, text = _messages(text) or [], None
+        if text is None and len(after) == 1 and after[0]["role"] == "assistant":
+            text = after[0]["content"]
+        original = _text(text)
+        reference = _text(row.get(columns.reference)) if columns.reference and is_last else original
+        blank = not messages[i]["content"].strip()
+        found.append(None if blank else Conversation(messages[: i + 1], original, reference))
+    return found
 
 
 def _messages(turns: Any) -> list[dict[str, str]] | None:

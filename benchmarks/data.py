@@ -1,0 +1,200 @@
+"""How long the data takes that is prepared once for a run, and how much memory.
+
+    .venv/bin/python benchmarks/data.py            # a tenth: 20,000 conversations, 40,960 samples
+    .venv/bin/python benchmarks/data.py --full     # 200,000 conversations, 409,600 samples; wants 6 GB free
+
+prompts: a dataset of UltraChat's shape (some turns, a few thousand characters of words with Zipf's frequencies), read
+and tokenized by scripts/index_prompts.py with a byte-level BPE of 32,000 tokens; `first` answers the first turn of
+each conversation, `last` the last one with all that came before it (of a tenth of them); `similar` also looks for
+near duplicates.
+assembly: completions files of 2,048 samples, of 3.7 kB each on the disk, by scripts/build_dataset.py.
+publish: nothing is sent, this is the hashing of the assembled dataset by SHA-256, SHA-1 and MD5.
+
+Each step is a process of its own. Seconds are of the clock and, behind them, of the processor.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
+
+from distill.data.schema import COMPLETIONS, CompletionsMetadata
+from distill.files import write_json
+from distill.publishing.contents import contents
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# A process in between: a child starts with the peak of the process that made it, and this one's is high.
+MEASURE = (
+    "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+    "used = resource.getrusage(resource.RUSAGE_CHILDREN); print(used.ru_maxrss, used.ru_utime + used.ru_stime)"
+)
+SAMPLES = 2048  # in a batch: 1,024 prompts, two samples each
+TOKENS = 400  # of a completion
+
+
+class Words:
+    """Text of pseudo-words with Zipf's frequencies; compresses as English does, about three to one."""
+
+    def __init__(self, seed: int):
+        self.random = np.random.default_rng(seed)
+        letters = np.array(list("etaoinshrdlucmfwypvbgk"))
+        lengths = self.random.integers(2, 11, 50_000)
+        self.words = np.array(["".join(self.random.choice(letters, length)) for length in lengths], object)
+
+    def text(self, characters: int) -> str:
+        """About that long."""
+        ranks = self.random.zipf(1.25, characters // 5) % len(self.words)
+        return " ".join(self.words[ranks])[:characters]
+
+
+def make_tokenizer(folder: Path, words: Words) -> None:
+    """`teacher`/tokenizer and model.json, which is all that prompts ask of a teacher."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    control = ["<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=32_000, special_tokens=control, initial_alphabet=alphabet,
+                                  show_progress=False)  # fmt: skip
+    tokenizer.train_from_iterator((words.text(5000) for _ in range(400)), trainer)
+    (folder / "tokenizer").mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer/tokenizer.json"))
+    write_json(folder / "tokenizer/tokenizer_config.json", {"eos_token": "<|im_end|>", "chat_template": CHAT})
+    write_json(folder / "model.json", {"architecture": {"max_positions": 4096}})
+
+
+def make_conversations(path: Path, words: Words, count: int) -> None:
+    """JSON lines with `messages`: one to four rounds, questions of 20 to 400 characters, answers of 200 to 2,000."""
+    random = words.random
+    pool = words.text(2_000_000)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in tqdm(range(count), "conversations"):
+            messages = []
+            for _ in range(random.integers(1, 5)):
+                for role, low, high in (("user", 20, 400), ("assistant", 200, 2000)):
+                    start, length = random.integers(0, len(pool) - 2000), random.integers(low, high)
+                    messages.append({"role": role, "content": pool[start : start + length]})
+            file.write(json.dumps({"messages": messages}) + "\n")
+
+
+def make_completions(folder: Path, words: Words, batches: int) -> tuple[Path, int]:
+    """Files of `batches`, and their index; one batch's rows under new names in each."""
+    random = words.random
+    rows = []
+    for i in range(SAMPLES):
+        prompt = [{"role": "user", "content": words.text(300)}]
+        completion = [{"role": "assistant", "content": words.text(1500)}]
+        rows.append({
+            "prompt_id": "", "sample": i % 2, "prompt": prompt, "completion": completion,
+            "messages": prompt + completion, "prompt_token_ids": random.integers(0, 32000, 80).tolist(),
+            "completion_token_ids": (random.zipf(1.3, TOKENS) % 32000).tolist(),
+            "logprobs": (-random.exponential(1, TOKENS)).tolist(), "finish_reason": "stop", "reference": None,
+        })  # fmt: skip
+    metadata = CompletionsMetadata("ab" * 32, "cd" * 32, {"num_generations": 2}, 0)
+    table = pa.Table.from_pylist(rows, schema=COMPLETIONS.with_metadata(metadata.encode()))
+    folder.mkdir()
+    size, known = 0, {}
+    for batch in tqdm(range(batches), "completions"):
+        name = f"{batch:04d}"
+        ids = pa.array([f"{batch:08x}{i // 2:08x}" for i in range(SAMPLES)])
+        pq.write_table(table.set_column(0, COMPLETIONS.field(0), ids), folder / f"{name}.parquet",
+                       compression="zstd", write_page_checksum=True)  # fmt: skip
+        size += (folder / f"{name}.parquet").stat().st_size
+        known[name] = {"hash": "", "read": SAMPLES // 2, "kept": SAMPLES // 2, "dropped": {}}
+    index = folder.with_suffix(".json")
+    write_json(index, {"schema": 1, "source": {"source": "benchmark"}, "batches": known})
+    return index, size
+
+
+def measured(*command: object) -> tuple[float, float, float]:
+    """Seconds of the clock, of the processor, and the peak of resident memory in GB."""
+    start = time.perf_counter()
+    words = [sys.executable, *map(str, command)]
+    done = subprocess.run([sys.executable, "-c", MEASURE, *words], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)} failed")
+    memory, used = done.stdout.split()[-2:]
+    return time.perf_counter() - start, float(used), float(memory) / 1e6
+
+
+@click.command(help=__doc__)
+@click.option("--full", is_flag=True, help="200,000 conversations and 409,600 samples in place of a tenth")
+@click.option("--work", type=click.Path(path_type=Path), default=tempfile.gettempdir(), show_default=True)
+def main(full: bool, work: Path) -> None:
+    free, need = shutil.disk_usage(work).free / 1e9, 6 if full else 1
+    if free < need:
+        raise click.ClickException(f"{work} has {free:.0f} GB free, {need} are needed: name another --work")
+    folder, words = Path(tempfile.mkdtemp(prefix="data-", dir=work)), Words(0)
+    conversations, batches = (200_000, 200) if full else (20_000, 20)
+    rows = []
+
+    def row(step: str, of: str, seconds: float, used: float, memory: float, rate: str) -> None:
+        rows.append(f"| {step} | {of} | {seconds:.1f} s ({used:.1f} s) | {rate} | {memory:.2f} GB |")
+
+    try:
+        make_tokenizer(folder / "teacher", words)
+        make_conversations(folder / "chats.jsonl", words, conversations)
+        some = max(1, conversations // 10_240)
+        for turns, more in (
+            ("first", {}), ("first, similar", {"duplicates": "similar"}), ("last", {"num_batches": some}),
+        ):  # fmt: skip
+            count = min(conversations, more.get("num_batches", conversations) * 1024)
+            prompts = {"source": str(folder / "chats.jsonl"), "turns": turns.split(",")[0]} | more
+            found = measured(
+                SCRIPTS / "index_prompts.py", "--teacher", folder / "teacher", "--prompts", json.dumps(prompts),
+                "--max-prefill-length", 1024, "--work", folder / "prompts", "--out", folder / "index.json",
+            )  # fmt: skip
+            row(f"prompts, {turns}", f"{count:,}", *found, f"{count / found[1]:,.0f} a second of a core")
+        (folder / "chats.jsonl").unlink()
+        index, size = make_completions(folder / "completions", words, batches)
+        quality = {"quality": {"refusal": True, "repetition": 0.5, "min_logprob": -5}, "held_out": 0.01}
+        for name, settings in (("assembly", {}), ("assembly, filtered", quality | {"provenance": True})):
+            found = measured(
+                SCRIPTS / "build_dataset.py", "--completions", folder / "completions", "--index", index,
+                "--dataset", json.dumps(settings), "--num-generations", 2, "--run", "benchmark",
+                "--teacher", '{"source": "benchmark"}', "--teacher-params", folder / "params",
+                "--teacher-source", folder, "--out", folder / "dataset",
+            )  # fmt: skip
+            of = f"{batches * SAMPLES:,} samples, {size / 1e9:.2f} GB"
+            row(name, of, *found, f"{batches * SAMPLES / found[0]:,.0f} a second")
+        start = time.perf_counter()
+        total = sum(file.size for file in contents(folder / "dataset"))
+        seconds = time.perf_counter() - start
+        row("publish: hash", f"{total / 1e9:.2f} GB", seconds, seconds, 0, f"{total / seconds / 1e6:,.0f} MB a second")
+    finally:
+        shutil.rmtree(folder)
+    click.echo(f"{os.cpu_count()} × {processor()}, {platform.platform()}, load {os.getloadavg()[1]:.1f}")
+    packages = ("pyarrow", "tokenizers", "transformers", "numpy", "rensa")
+    click.echo(f"Python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in packages))
+    click.echo("\n| step | of | clock (processor) | rate | peak memory |\n|---|--:|--:|--:|--:|")
+    click.echo("\n".join(rows))
+
+
+def processor() -> str:
+    """The processor's name as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The model card of a student: README.md with the front matter that the Hub reads."""
+
+from typing import Any
+
+import yaml
+
+from distill.config import Recipe, Stage
+
+TEXT = """\
+# {run}: {stage}
+
+A student that learned from the answers of {teacher}.
+
+| | |
+|---|---|
+| student before | `{student}`{student_revision} |
+| teacher | `{teacher}`{teacher_revision} |
+| prompts | `{prompts}` |
+| stages | {stages} |
+| license | {license} |
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{place}")
+model = AutoModelForCausalLM.from_pretrained("{place}")
+```
+
+## How to make it again
+
+Keep the recipe that lies beside the results of the run (`recipe.yaml`), then, in a checkout of distill:
+
+```
+snakemake --cores all --configfile recipe.yaml export
+```
+"""
+
+
+def model_card(recipe: Recipe, stage: str, place: str, license: str | None, theirs: dict[str, str | None]) -> str:
+    """The text of README.md of a stage's student. A license that nobody named is not guessed.
+
+    theirs: the licenses that the cards of the models of the recipe name, by the models' names.
+    """
+    lineage = list(reversed(recipe.lineage(stage)))
+    before = recipe.stages[lineage[0]].init
+    student = recipe.models[before]
+    teacher = recipe.models[recipe.teacher]
+    front: dict[str, Any] = {"license": license} if license else {}
+    front |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["distillation"]}
+    if student.local is None:
+        front["base_model"] = student.source
+    if datasets := [source.source for source in recipe.prompts.sources if source.local is None]:
+        front["datasets"] = datasets
+    body = TEXT.format(
+        run=recipe.run,
+        stage=stage,
+        place=place,
+        teacher=teacher.source,
+        student=student.source,
+        teacher_revision=_at(teacher.revision),
+        student_revision=_at(student.revision),
+        prompts=recipe.prompts.name,
+        stages=" → ".join(f"{name} ({_steps(recipe.stages[name])})" for name in lineage),
+        license=license or _unknown(theirs.get(before), theirs.get(recipe.teacher)),
+    )
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{body}"
+
+
+def _unknown(student: str | None, teacher: str | None) -> str:
+    if not student and not teacher:
+        return "unknown: see those of the student before, of the teacher and of the prompts"
+    return (
+        f"unknown: the own card of the student before says {student or 'nothing'}, the teacher's "
+        f"{teacher or 'nothing'}; see both, and that of the prompts"
+    )
+
+
+def _at(revision: str | None) -> str:
+    return f" at revision `{revision}`" if revision else ""
+
+
+def _steps(stage: Stage) -> str:
+    length = f"{stage.steps} steps" if stage.steps else f"{stage.epochs:g} epochs"
+    return f"{stage.objective} on {stage.data} answers, {length}"

@@ -1,0 +1,44 @@
+"""Completions that came with the prompts go the way of a teacher's."""
+
+from pathlib import Path
+
+import pytest
+
+from distill.config import Dataset
+from distill.data import own
+from distill.data.assemble import assemble
+from distill.data.card import CardFacts
+from distill.data.own import take_completions
+from distill.data.schema import read_completions
+from distill.files import write_jsonl
+
+
+class Info:
+    digest = "ab" * 32
+    tokenizer_hash = "cd" * 32
+
+
+def test_own_completions_are_filtered_counted_and_told_on_the_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "read_info", lambda folder: Info)
+    rows = [
+        {"prompt_id": f"p{i}", "messages": [{"role": "user", "content": f"q{i}"}], "prompt_token_ids": [1],
+         "reference": None, "original": answer}
+        for i, answer in enumerate(["<think>hm</think>yes", "no", None, " "])
+    ]  # fmt: skip
+    write_jsonl(tmp_path / "0000.jsonl", rows)
+    said = take_completions(tmp_path, tmp_path / "0000.jsonl", tmp_path / "0000.parquet")
+    assert said == "3 completions that came with their prompts, 1 prompts without one"
+    table, metadata = read_completions(tmp_path / "0000.parquet")
+    assert metadata.foreign == "own"
+    assert table["logprobs"].null_count == 3
+    index = {"source": {"source": "mine.jsonl"}, "batches": {"0000": {"read": 4, "kept": 4, "dropped": {}}}}
+    ledger = assemble(
+        [tmp_path / "0000.parquet"], index, Dataset(completions="own", think="drop", provenance=True), 1,
+        CardFacts("demo", "acme/teacher", None, None), tmp_path / "dataset",
+    )  # fmt: skip
+    assert ledger.samples.dropped == {"failed": 1, "empty": 1}
+    card = (tmp_path / "dataset/README.md").read_text()
+    assert "answers that came with their prompts" in card
+    assert "acme/teacher" not in card
