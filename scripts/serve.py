@@ -27,6 +27,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--data-parallelism", "data", type=click.IntRange(1), default=1, help="devices that share the slots")
 @click.option("--expert-parallelism", "expert", type=click.IntRange(1), default=1, help="devices that share experts")
 @click.option("--tensor-parallelism", "tensor", type=click.IntRange(1), default=1, help="devices that share each layer")
+@click.option("--int8-weights", is_flag=True, help="keep the model's matrices in eight bits")
+@click.option("--int8-cache", is_flag=True, help="keep keys and values in eight bits")
 @click.option(
     "--top-logprobs", type=click.IntRange(0), default=0, show_default=True,
     help="alternatives that a request may ask for at each token",
@@ -35,8 +37,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--idle-seconds", type=float, default=0, help="leave after so long without a request; 0: stay")
 @click.option("--shared", type=PATH, hidden=True, help="info file of the server that batch jobs share")
 def main(params: Path, host: str, port: int, slots: int, max_length: int, queue: int | None, data: int, expert: int,
-         tensor: int, top_logprobs: int, token_file: Path | None, idle_seconds: float,
-         shared: Path | None) -> None:  # fmt: skip
+         tensor: int, int8_weights: bool, int8_cache: bool, top_logprobs: int, token_file: Path | None,
+         idle_seconds: float, shared: Path | None) -> None:  # fmt: skip
     with (
         explained(),
         living(shared) if shared else nullcontext((read_token(token_file), click.echo)) as (token, announce),
@@ -45,7 +47,8 @@ def main(params: Path, host: str, port: int, slots: int, max_length: int, queue:
         port = 0 if shared else port
         queue = 16 * slots if queue is None else queue
         mesh = {"data": data, "expert": expert, "tensor": tensor}
-        settings = Serving(slots, max_length, queue, host, port, token, idle_seconds, top_logprobs, mesh)
+        int8 = tuple(what for what, asked in (("weights", int8_weights), ("cache", int8_cache)) if asked)
+        settings = Serving(slots, max_length, queue, host, port, token, idle_seconds, top_logprobs, int8, mesh)
         serve(params, settings, announce)
 
 

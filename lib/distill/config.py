@@ -191,6 +191,7 @@ class Generation(Settings):
     seed: int = 0
     slots: int = Field(64, gt=0, description="sequences decoded together; fixes the bytes with the machine")
     mesh: EngineMesh = EngineMesh()
+    int8: tuple[Literal["weights", "cache"], ...] = Field((), description="what is kept in eight bits")
     endpoint: str | None = Field(None, description="URL of a server that is there already; ours is started by default")
     max_failed_rows: int = Field(0, ge=0, description="prompts of a batch that may stay without an answer")
     idle_seconds: int = Field(60, gt=0, description="the server that batches share leaves after so long unasked")

@@ -81,6 +81,7 @@ class Engine:
     """Decodes requests in `slots` rows; `max_length` is the longest prompt and completion together.
 
     top: tell as many of the likeliest tokens a position. mesh: the devices, if more than one; `params` lie on it.
+    int8_cache: keys and values in eight bits; `models.int8.quantize_weights` does that to `params`.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Engine:
         real_vocab: int,
         top: int = 0,
         mesh: Mesh | None = None,
+        int8_cache: bool = False,
     ):
         if max_length > config.max_positions:
             raise DistillError(
@@ -101,7 +103,7 @@ class Engine:
         if top > real_vocab:
             raise DistillError(f"{top} logits a position, the vocabulary has {real_vocab}: ask for fewer")
         self.config, self.params, self.slots, self.real_vocab = config.reaching(max_length), params, slots, real_vocab
-        self.max_length, self.top, self.mesh = max_length, top, mesh
+        self.max_length, self.top, self.mesh, self.int8_cache = max_length, top, mesh, int8_cache
         self.room = _rounded(max_length + STEPS, SEGMENT)
         self.stride = _rounded(-(-self.room // WINDOWS), SEGMENT)
         self.attended = min(self.stride, self.room)  # positions that the caches hold now
@@ -262,7 +264,8 @@ class Engine:
         self.free.append(slot)
 
     def _empty_cache(self, rows: int, length: int, chunk: int = 1) -> Caches:
-        make = partial(empty_cache, self.config, rows, length, self.params["embed"].dtype, chunk=chunk)
+        dtype, int8 = self.params["embed"].dtype, self.int8_cache
+        make = partial(empty_cache, self.config, rows, length, dtype, chunk=chunk, int8=int8)
         if self.mesh is None:
             return make()
         shapes = jax.eval_shape(make)

@@ -78,13 +78,13 @@ def _door(params: Path, info: ModelInfo, settings: Generation, idle_seconds: flo
             return Server(settings.endpoint, api_key(), 0)
         return ensure_server(
             params, slots=settings.slots, max_length=settings.max_target_length, idle_seconds=idle_seconds,
-            mesh=settings.mesh.model_dump(),
+            mesh=settings.mesh.model_dump(), int8=settings.int8,
         )  # fmt: skip
 
     door = open_door(find)
     if door.own:
         expected = {"teacher": info.digest, "slots": settings.slots, "max_length": settings.max_target_length}
-        expected["mesh"] = settings.mesh.model_dump()
+        expected |= {"mesh": settings.mesh.model_dump(), "int8": sorted(settings.int8)}
         for name, value in expected.items():
             if (found := door.facts.get(name)) != value:
                 raise DistillError(
@@ -97,7 +97,7 @@ def _door(params: Path, info: ModelInfo, settings: Generation, idle_seconds: flo
 def _key(info: ModelInfo, door: Door, settings: Generation) -> dict[str, Any]:
     """What decides an answer beside its prompt and number."""
     by = door.facts["engine"] if door.own else [settings.endpoint, door.model]
-    decides = {name: settings.decides[name] for name in ("sampling", "max_target_length", "slots", "mesh")}
+    decides = {name: settings.decides[name] for name in ("sampling", "max_target_length", "slots", "mesh", "int8")}
     return {"teacher": info.digest, "tokenizer": info.tokenizer_hash, "by": by, "seed": settings.seed, **decides}
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from distill.models.cache import SEGMENT, LayerCache, write
 from distill.models.config import ModelConfig
+from distill.models.int8 import wide
 from distill.models.layers import Norm, at_least_float32, biased, fan_in, weight, zeros
 from distill.models.rope import Rotation, rotate
 
@@ -58,6 +59,7 @@ class Attention(nnx.Module):
         if cache is not None:
             k, v = write(cache["k"], k, slots), write(cache["v"], v, slots)
             cache = {"k": k, "v": v}
+            k, v = wide(k), wide(v)
         if cache is not None and x.shape[1] == 1:
             attended = attend_one(self.config, q[:, 0], k, v, mask[:, 0], room or k.shape[2])[:, None]
         else:

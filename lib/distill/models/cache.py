@@ -13,28 +13,36 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from distill.models.config import Layer, ModelConfig
+from distill.models.int8 import Int8, quantized
 
-LayerCache = dict[str, Array]
+LayerCache = dict[str, Array | Int8]
 Caches = list[LayerCache]
 
 SEGMENT = 64
 """Positions that one query meets in one product; a ring's slots come in multiples of it."""
 
 
-def empty_cache(config: ModelConfig, batch: int, length: int, dtype: Any, *, chunk: int = 1) -> Caches:
+def empty_cache(
+    config: ModelConfig, batch: int, length: int, dtype: Any, *, chunk: int = 1, int8: bool = False
+) -> Caches:
     """Room for `length` positions a row, appended `chunk` at a time or fewer.
 
     Keys and values are [B, K, S, H]; latent attention has its latents [B, S, R] and rotary keys [B, S, U].
     """
+
+    def empty(*shape: int) -> Array | Int8:
+        zeros = jnp.zeros(shape, dtype)
+        return quantized(zeros) if int8 else zeros
+
     caches = []
     for layer in config.layers:
         slots = slots_for(layer, length, chunk)
         if config.latent is not None:
             widths = {"latent": config.latent.kv_rank, "rope": config.latent.rope}
-            caches.append({name: jnp.zeros((batch, slots, n), dtype) for name, n in widths.items()})
+            caches.append({name: empty(batch, slots, n) for name, n in widths.items()})
         else:
             shape = (batch, config.kv_heads, slots, config.head_dim)
-            caches.append({name: jnp.zeros(shape, dtype) for name in ("k", "v")})
+            caches.append({name: empty(*shape) for name in ("k", "v")})
     return caches
 
 
@@ -72,9 +80,12 @@ def slots_of(cache: LayerCache) -> int:
 
 
 def write(
-    cache: Float[Array, "B ... S H"], new: Float[Array, "B ... T H"], slots: Int[Array, "B T"]
-) -> Float[Array, "B ... S H"]:
+    cache: Float[Array, "B ... S H"] | Int8, new: Float[Array, "B ... T H"], slots: Int[Array, "B T"]
+) -> Float[Array, "B ... S H"] | Int8:
     """Put new[b, ..., t, :] at cache[b, ..., slots[b, t], :]; slots beyond it (a pad's) are dropped."""
+    if isinstance(cache, Int8):
+        new = quantized(new)
+        return Int8(write(cache.values, new.values, slots), write(cache.scale, new.scale, slots), cache.dtype)
     return jax.vmap(lambda c, n, s: c.at[..., s, :].set(n, mode="drop", unique_indices=True))(cache, new, slots)
 
 

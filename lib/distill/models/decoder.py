@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from distill.models.attention import Attention, causal_mask
 from distill.models.cache import Caches, LayerCache, cache_mask, slots_for, slots_of, write_slots
 from distill.models.config import Layer, ModelConfig
+from distill.models.int8 import wide
 from distill.models.layers import FeedForward, Norm, at_least_float32, weight
 from distill.models.lora import Adapters, merged
 from distill.models.mla import LatentAttention
@@ -241,6 +242,7 @@ def extend(
 ) -> tuple[Float[Array, "B T D"], Caches]:
     """Append tokens to caches (a prompt, or one token a row) and return their hidden states.
 
+    params: unscanned; matrices may be in eight bits (`models/int8.py`), and so may the caches.
     caches: of `models.cache.empty_cache`, with its `chunk` no less than T.
     positions: where each token stands, one more than the one before it.
     valid: 0 for padding, which is neither written nor seen.
@@ -252,7 +254,7 @@ def extend(
     last = jnp.max(jnp.where(valid > 0, positions, -1), axis=1)
     x, written = _embed(config, params, tokens), []
     for i, layer in enumerate(config.layers):
-        module = nnx.merge(_block(config, structure(layer))[0], nnx.State(params["layers"][str(i)]))
+        module = nnx.merge(_block(config, structure(layer))[0], nnx.State(wide(params["layers"][str(i)])))
         size = slots_of(caches[i])
         mask = cache_mask(positions, last, size, layer.window)
         most = None if room is None else slots_for(layer, room)
@@ -263,7 +265,7 @@ def extend(
 
 def logits(config: ModelConfig, params: Params, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
     """Scores of the next token, float32."""
-    return scores(config, hidden, params["embed"] if config.tied else params["head"])
+    return scores(config, hidden, wide(params["embed"] if config.tied else params["head"]))
 
 
 def scores(config: ModelConfig, hidden: Float[Array, "... D"], head: Float[Array, "V D"]) -> Float[Array, "... V"]:
@@ -288,10 +290,10 @@ def _cast(weights: Params, dtype: Any) -> Params:
 
 
 def _embed(config: ModelConfig, params: Params, tokens: Array) -> Array:
-    x = params["embed"][tokens]
+    x = wide(params["embed"][tokens])
     return x if config.embed_scale == 1.0 else x * jnp.asarray(config.embed_scale, x.dtype)
 
 
 def _norm(config: ModelConfig, params: Params, x: Array) -> Array:
     ends = {name: value for name, value in params.items() if name not in ("layers", "stacks")}
-    return nnx.merge(_ends(config)[0], nnx.State(_cast(ends, x.dtype))).norm(x)
+    return nnx.merge(_ends(config)[0], nnx.State(_cast(wide(ends), x.dtype))).norm(x)

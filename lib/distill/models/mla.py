@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from distill.models.attention import attention_weights, from_heads, in_order, segments, settled_weights, to_heads
 from distill.models.cache import LayerCache, write
 from distill.models.config import ModelConfig
+from distill.models.int8 import wide
 from distill.models.layers import Norm, at_least_float32, fan_in, weight
 from distill.models.rope import Rotation, rotate
 
@@ -62,6 +63,7 @@ class LatentAttention(nnx.Module):
         if cache is not None:
             latent, k_rope = write(cache["latent"], latent, slots), write(cache["rope"], k_rope, slots)
             cache = {"latent": latent, "rope": k_rope}
+            latent, k_rope = wide(latent), wide(k_rope)
         if cache is not None and x.shape[1] == 1:
             room = room or latent.shape[1]
             attended = self._absorbed(q[:, 0], q_rope[:, 0], latent, k_rope, mask[:, 0], room)[:, None]
@@ -80,9 +82,9 @@ class LatentAttention(nnx.Module):
         """Keys and values written out for each head: least work where there are many queries."""
         kv = jnp.einsum("BSR,NZR->BNSZ", latent, self.kv_b[...])
         k, v = kv[..., : self.config.latent.nope], kv[..., self.config.latent.nope :]
-        wide = at_least_float32(q)
-        scores = jnp.einsum("BTNP,BNSP->BNTS", q, k, preferred_element_type=wide)
-        scores += jnp.einsum("BTNU,BSU->BNTS", q_rope, k_rope, preferred_element_type=wide)
+        type_ = at_least_float32(q)
+        scores = jnp.einsum("BTNP,BNSP->BNTS", q, k, preferred_element_type=type_)
+        scores += jnp.einsum("BTNU,BSU->BNTS", q_rope, k_rope, preferred_element_type=type_)
         weights = attention_weights(self.config, scores, mask[:, None]).astype(v.dtype)
         return jnp.einsum("BNTS,BNSW->BTNW", weights, v)
 

@@ -14,6 +14,7 @@ from distill.checkpoints.store import load_weights
 from distill.closure import digest
 from distill.errors import DistillError
 from distill.generation import engine
+from distill.models.int8 import quantize_weights
 from distill.parallel.mesh import engine_mesh
 from distill.serving.server import Service, Serving
 from distill.serving.worker import Failed, Worker
@@ -33,9 +34,11 @@ async def _serve(params: Path, settings: Serving, announce: Callable[[str], None
     def build() -> engine.Engine:
         mesh = engine_mesh(settings.mesh)
         config, weights = load_weights(params, mesh=mesh)
+        if "weights" in settings.int8:
+            weights = quantize_weights(weights)
         return engine.Engine(
             config, weights, slots=settings.slots, max_length=settings.max_length, real_vocab=info.real_vocab,
-            top=settings.top_logprobs, mesh=mesh,
+            top=settings.top_logprobs, mesh=mesh, int8_cache="cache" in settings.int8,
         )  # fmt: skip
 
     opened = _open(settings)
@@ -76,6 +79,7 @@ def facts(info: ModelInfo, settings: Serving) -> dict[str, Any]:
         "slots": settings.slots,
         "max_length": settings.max_length,
         "mesh": dict(settings.mesh),
+        "int8": sorted(settings.int8),
         "engine": digest(Path(engine.__file__)),
     }
 

@@ -38,6 +38,7 @@ class Serving:
     token: str | None = None
     idle_seconds: float = 0
     top_logprobs: int = 0
+    int8: tuple[str, ...] = ()  # of weights, cache
     mesh: Mapping[str, int] = field(default_factory=lambda: {"data": 1, "expert": 1, "tensor": 1})
 
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -95,14 +95,16 @@ def folder() -> Path:
     return path
 
 
-def files_of(params: Path, slots: int, max_length: int, mesh: Mapping[str, int] = ONE_DEVICE) -> Files:
+def files_of(
+    params: Path, slots: int, max_length: int, mesh: Mapping[str, int] = ONE_DEVICE, int8: Sequence[str] = ()
+) -> Files:
     """The files of the server that answers for a model and engine settings, with the code as it is now."""
     code = hashlib.sha256()
     for file in [SCRIPT, *sorted(PACKAGE.rglob("*.py"))]:
         code.update(str(file.relative_to(PACKAGE.parents[1])).encode() + b"\0" + file.read_bytes())
     key = {
         "teacher": hashlib.sha256((params / "model.json").read_bytes()).hexdigest(),
-        "engine": [slots, max_length, dict(mesh)],
+        "engine": [slots, max_length, dict(mesh), sorted(int8)],
         "code": code.hexdigest(),
         "python": sys.executable,
         "jax": {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_"))},
@@ -113,10 +115,16 @@ def files_of(params: Path, slots: int, max_length: int, mesh: Mapping[str, int] 
 
 
 def ensure_server(
-    params: Path, *, slots: int, max_length: int, idle_seconds: float, mesh: Mapping[str, int] = ONE_DEVICE
+    params: Path,
+    *,
+    slots: int,
+    max_length: int,
+    idle_seconds: float,
+    mesh: Mapping[str, int] = ONE_DEVICE,
+    int8: Sequence[str] = (),
 ) -> Server:
     """The shared server; started, and waited for, when there is none. Idle ones with another key leave first."""
-    files = files_of(params, slots, max_length, mesh)
+    files = files_of(params, slots, max_length, mesh, int8)
     if server := files.read():
         return server
     with FileLock(files.start):
@@ -128,6 +136,7 @@ def ensure_server(
         files.info.unlink(missing_ok=True)
         command = [sys.executable, SCRIPT, "--params", params, "--slots", slots, "--max-length", max_length]
         command += ["--idle-seconds", idle_seconds, "--shared", files.info]
+        command += [f"--int8-{what}" for what in int8]
         command += [part for axis, size in mesh.items() for part in (f"--{axis}-parallelism", size)]
         environment = {name: value for name, value in os.environ.items() if name != "DISTILL_PARENT"}
         with files.log.open("wb") as log:
