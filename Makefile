@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 READY := $(VENV)/.ready
 RECIPE ?=
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup distill test test-services lint format lock
@@ -30,7 +31,7 @@ distill: $(READY)  ## run the default recipe (RECIPE=recipes/x.yaml: another one
 
 test: $(READY)  ## run the tests that need nothing but Python
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile rules
-	$(BIN)/pytest -m "not services" $(ARGS)
+	$(BIN)/pytest -m "not services" --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
 
 test-services: $(READY)  ## run the tests that need Debian packages (installs them when root)
 	bash tests/services/install

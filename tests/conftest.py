@@ -10,10 +10,25 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+ROOT = Path(__file__).resolve().parent.parent
+# Programs are compiled once, and found again by the next run. Each worker has its own: entries are not written at once.
+COMPILED = ROOT / ".pytest_cache" / f"compiled-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file stays with one worker, for its fixtures; the pipeline's share one finished project, and start first."""
+    pipeline = ROOT / "tests/pipeline"
+    items.sort(key=lambda item: pipeline not in item.path.parents)
+    for item in items:
+        group = "pipeline" if pipeline in item.path.parents else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
