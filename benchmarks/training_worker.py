@@ -88,7 +88,7 @@ def ours(folder: Path) -> None:
         return step(loaders[name].batch(count[name]))
 
     step(batch)
-    tell(versions=f"jax {version('jax')}, optax {version('optax')}", device=jax.devices()[0].device_kind)
+    tell(versions={package: version(package) for package in ("jax", "optax")}, device=jax.devices()[0].device_kind)
     with Steps(folder / "steps", {}, 1) as kept:
         for number, line in enumerate(sys.stdin, 1):
             asked = line.strip()
@@ -123,7 +123,7 @@ def bare_torch(folder: Path) -> None:
         return ids.numel()
 
     step()
-    tell(versions=f"torch {torch.__version__}, transformers {version('transformers')}")
+    tell(versions={"torch": torch.__version__, "transformers": version("transformers")})
     for _ in sys.stdin:
         tell(**timed(step))
 
@@ -154,7 +154,7 @@ def trl(folder: Path) -> None:
         def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
             wall, cpu = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
             if state.global_step == 1:
-                tell(versions=f"trl {version('trl')}, transformers {version('transformers')}")
+                tell(versions={"trl": version("trl"), "transformers": version("transformers")})
             else:
                 tell(wall=wall, cpu=cpu, tokens=ROWS * LENGTH)
 
