@@ -64,7 +64,7 @@ def ours_alone(worker: Worker, rounds: int) -> list[str]:
     """Ratios of what ours does in two ways, taking turns."""
     pairs = {
         "top-32 logits told, against none": ("top", "run"),
-        "mixed lengths (geometric, mean 64, cap 256), against all 64": ("mixed", "full"),
+        "mixed lengths (geometric, mean 64, cap 256), against all 256": ("mixed", "full"),
         "4 samples a prompt of 512 tokens, against 4 prompts": ("samples", "separate"),
     }
     rows = []

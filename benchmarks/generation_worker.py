@@ -3,7 +3,7 @@
     python benchmarks/generation_worker.py ours|transformers|ctranslate2|vllm FOLDER SLOTS
 
 FOLDER has the model as `hf/` and as `params/`, and `prompts.json`. Lines on stdin: `run` has all prompts answered,
-NEW_TOKENS each, sampled at temperature 1, none ended before; ours knows more (see MORE). Each is answered by a line
+NEW_TOKENS each, sampled at temperature 1, none ended before; ours knows more. Each is answered by a line
 of JSON: seconds on the clock (wall) and of both cores (cpu), new tokens, and the peak of the process's resident
 memory (GB).
 """
@@ -66,9 +66,9 @@ def ours(folder: Path, slots: int, prompts: list[list[int]]) -> None:
         {
             "run": lambda: generate(asked(full), 192),
             "top": lambda: generate(asked(full), 192, top=32),
-            # Lengths that differ against equal ones: the same prompts, slots and cache.
+            # Lengths that differ against the longest of them for all: the same slots and cache.
             "mixed": lambda: generate(asked(mixed, of=many), 320),
-            "full": lambda: generate(asked([64] * len(many), of=many), 320),
+            "full": lambda: generate(asked([256] * len(prompts)), 320),
             # Four samples of a prompt of 512 tokens against one sample of four times as many prompts.
             "samples": lambda: generate(asked([64] * 4, 4, long[:4]), 576),
             "separate": lambda: generate(asked([64] * 16, 1, long), 576),
