@@ -73,7 +73,10 @@ def test_perplexity_of_an_old_text(params: Path) -> None:
     assert np.exp(nll.mean()) == pytest.approx(25.555, abs=0.02)
 
 
-def test_greedy_answers(params: Path, tmp_path: Path) -> None:
+def test_greedy_answers(params: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the server that batches share; it leaves soon after."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XLA_FLAGS", "")
     tokenizer = load_tokenizer(params / "tokenizer")
     asked = [[{"role": "user", "content": question}] for question in ANSWERS]
     rows = [
@@ -85,8 +88,9 @@ def test_greedy_answers(params: Path, tmp_path: Path) -> None:
     settings = Generation(
         max_prefill_length=48, max_target_length=64, sampling=Sampling(strategy="greedy"), slots=len(rows)
     )
-    generate_batch(params, tmp_path / "prompts.jsonl", tmp_path / "answers.parquet", settings)
-    answers = pq.read_table(tmp_path / "answers.parquet").to_pylist()
+    out, work = tmp_path / "answers.parquet", tmp_path / "samples"
+    generate_batch(params, tmp_path / "prompts.jsonl", out, settings, work=work, idle_seconds=2)
+    answers = pq.read_table(out).to_pylist()
     said = {row["prompt"][0]["content"]: row["completion"][0]["content"] for row in answers}
     assert said == ANSWERS
     assert {row["finish_reason"] for row in answers} == {"stop"}
