@@ -180,6 +180,17 @@ def test_a_long_prompt_is_read_in_pieces_while_the_others_go_on(monkeypatch: pyt
     np.testing.assert_allclose(moved[3][name].logprobs, logprobs, atol=1e-4)
 
 
+def test_a_long_prompt_that_is_cancelled_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "CHUNK", 32)
+    shared = engine(max_length=160)
+    name = shared.submit(Request(tuple(range(8, 38)) * 4, 3, 0, 8))
+    shared.step()
+    shared.cancel(name)
+    assert shared.step() == []
+    other = Request((9, 10), 1, 0, 9)
+    assert next(shared.run([other]))[1] == run([other], max_length=160)[0]
+
+
 def test_a_prompt_is_read_once_for_all_its_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     prefill = engine_module._prefill

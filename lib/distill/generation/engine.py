@@ -176,7 +176,7 @@ class Engine:
     def _read(self) -> bool:
         """See to it that prompts are read that wait; False where the next piece of a long one comes first."""
         reading = self.reading
-        if reading is None or (reading.logits is not None and not any(p in self.waiting for p in reading.rows)):
+        if reading is None or not any(prompt in self.waiting for prompt in reading.rows):
             reading = self.reading = self._next()
         if reading.logits is not None:
             return True
@@ -224,7 +224,8 @@ class Engine:
             new["seed"][i] = request.seed >> 32, request.seed & 0xFFFFFFFF
         self._fit()
         slots, rows = new.pop("slot"), new.pop("row")
-        self.caches = _insert(self.caches, reading.caches, slots, rows, reading.lengths)
+        few = min(self.slots, 1 << (len(placed) - 1).bit_length())  # a copy: its shape reaches no bit
+        self.caches = _insert(self.caches, reading.caches, slots[:few], rows[:few], reading.lengths)
         position = np.where(slots < self.slots, reading.lengths[rows], 0)
         self.state, choice = _first(self.real_vocab, self.top, reading.logits, self.state, slots, rows, position, new)
         columns = _columns(jax.tree.map(lambda a: a[None], choice))

@@ -6,6 +6,7 @@ parts. A field that would change the answer and that we cannot honour is refused
 """
 
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -49,7 +50,7 @@ class Limits:
     top_logprobs: int = 0  # alternatives that the engine tells at each position
 
 
-class Asked(BaseModel):
+class Asked(BaseModel, ABC):
     """What both kinds of request share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -91,13 +92,13 @@ class Asked(BaseModel):
         return stop
 
     @property
+    @abstractmethod
     def alternatives(self) -> int | None:
         """How many logprobs a position are told beside the token's own; None: not even that."""
-        raise NotImplementedError
 
+    @abstractmethod
     def length(self, prompt: Sequence[int], limits: Limits) -> int:
         """The tokens that an answer to `prompt` may have."""
-        raise NotImplementedError
 
     def requests(self, prompts: Sequence[Sequence[int]], limits: Limits) -> list[Request]:
         """The samples, `n` a prompt in order: choice i of the answer is request i."""
