@@ -11,19 +11,18 @@ are not in the page cache, and ends with `sync`. The exported folder is compared
 import filecmp
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from math import prod
 from pathlib import Path
 
 import click
 import ml_dtypes
 import numpy as np
+from machine import footer, installed
 from tokenizers import Tokenizer, models
 from tqdm import tqdm
 
@@ -118,9 +117,8 @@ def main(full: bool, work: Path) -> None:
         changed = [file.name for file in source.glob("*.safetensors") if not same(file, out / file.name)]
     finally:
         shutil.rmtree(folder)
-    click.echo(f"{os.cpu_count()} × {processor()}, {platform.platform()}, load {os.getloadavg()[1]:.1f}")
     packages = ("jax", "orbax-checkpoint", "tensorstore", "safetensors", "numpy")
-    click.echo(f"Python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in packages))
+    click.echo(footer(installed(*packages)))
     click.echo("\n| step | bfloat16 | cp + sync | step + sync | ratio | peak memory |\n|---|--:|--:|--:|--:|--:|")
     click.echo("\n".join(rows))
     click.echo(f"\nexport and source: {'bit-equal' if not changed else 'DIFFERENT: ' + ', '.join(changed)}")
@@ -129,15 +127,6 @@ def main(full: bool, work: Path) -> None:
 
 def same(left: Path, right: Path) -> bool:
     return right.exists() and filecmp.cmp(left, right, shallow=False)
-
-
-def processor() -> str:
-    """The processor's name as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?")
 
 
 if __name__ == "__main__":

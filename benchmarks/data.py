@@ -14,20 +14,18 @@ Each step is a process of its own. Seconds are of the clock and, behind them, of
 """
 
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from machine import footer, installed
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
@@ -180,20 +178,10 @@ def main(full: bool, work: Path) -> None:
         row("publish: hash", f"{total / 1e9:.2f} GB", seconds, seconds, 0, f"{total / seconds / 1e6:,.0f} MB a second")
     finally:
         shutil.rmtree(folder)
-    click.echo(f"{os.cpu_count()} × {processor()}, {platform.platform()}, load {os.getloadavg()[1]:.1f}")
     packages = ("pyarrow", "tokenizers", "transformers", "numpy", "rensa")
-    click.echo(f"Python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in packages))
+    click.echo(footer(installed(*packages)))
     click.echo("\n| step | of | clock (processor) | rate | peak memory |\n|---|--:|--:|--:|--:|")
     click.echo("\n".join(rows))
-
-
-def processor() -> str:
-    """The processor's name as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?")
 
 
 if __name__ == "__main__":

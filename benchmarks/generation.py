@@ -10,8 +10,6 @@ own. Then ours alone: what top-32 logits cost, lengths that differ, four samples
 """
 
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -24,7 +22,7 @@ from statistics import median
 import click
 import httpx2
 import numpy as np
-from conversion import processor
+from machine import footer
 from side_by_side import SHAPES, Worker, make_model, take_turns
 
 WORKER = Path(__file__).with_name("generation_worker.py")
@@ -179,9 +177,7 @@ def main(peers: str, vllm: str | None, cases: tuple[str, ...], rounds: int) -> N
         shutil.rmtree(folder)
     if alone:
         click.echo("\n| ours, A, 64 slots | tokens/s | against | ratio |\n|---|--:|--:|--:|\n" + "\n".join(alone))
-    click.echo(f"\n{os.cpu_count()} × {processor()}, {platform.platform()}, load {os.getloadavg()[1]:.1f}")
-    told = ", ".join(f"{package} {number}" for package, number in versions.items())
-    click.echo(f"Python {platform.python_version()}, {told}")
+    click.echo(f"\n{footer(versions)}")
 
 
 if __name__ == "__main__":

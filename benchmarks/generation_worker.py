@@ -10,31 +10,15 @@ memory (GB).
 
 import json
 import os
-import resource
 import sys
-import time
 from collections.abc import Callable
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from answering import tell, timed
 
 NEW_TOKENS, VOCABULARY = 128, 32000
-answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # what libraries print is no answer
-
-
-def tell(**values: object) -> None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(json.dumps({**values, "peak": peak}), file=answers, flush=True)
-
-
-def timed(work: Callable[[], int]) -> dict[str, float]:
-    """work() gives the new tokens."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    tokens = work()
-    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "tokens": tokens}
 
 
 def ours(folder: Path, slots: int, prompts: list[list[int]]) -> None:
@@ -142,4 +126,4 @@ def serve(works: dict[str, Callable[[], int]], *packages: str) -> None:
 if __name__ == "__main__":
     kind, folder, slots = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     engines = {"ours": ours, "transformers": transformers, "ctranslate2": ctranslate2, "vllm": vllm}
-    partial(engines[kind], folder, slots)(json.loads((folder / "prompts.json").read_text()))
+    engines[kind](folder, slots, json.loads((folder / "prompts.json").read_text()))

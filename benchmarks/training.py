@@ -9,8 +9,6 @@ of the rounds' own. Memory is the peak of a process, its libraries included. Our
 the backward pass (`remat: dots`).
 """
 
-import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -18,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import click
-from conversion import processor
+from machine import footer
 from side_by_side import SHAPES, Worker, make_model, take_turns
 
 WORKER = Path(__file__).with_name("training_worker.py")
@@ -69,9 +67,7 @@ def main(peers: str, names: tuple[str, ...], rounds: int) -> None:
                 trainer.end()
     finally:
         shutil.rmtree(folder)
-    click.echo(f"\n{os.cpu_count()} × {processor()}, {platform.platform()}, load {os.getloadavg()[1]:.1f}")
-    told = ", ".join(f"{package} {number}" for package, number in versions.items())
-    click.echo(f"Python {platform.python_version()}, {told}")
+    click.echo(f"\n{footer(versions)}")
 
 
 if __name__ == "__main__":

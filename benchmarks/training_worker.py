@@ -7,33 +7,17 @@ log-normal mix and `save` too. Each is answered by a line of JSON: seconds on th
 (cpu), useful tokens, and the peak of the process's resident memory (GB).
 """
 
-import json
 import os
-import resource
 import sys
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from answering import tell, timed
 
 ROWS, LENGTH, VOCABULARY = 8, 256, 32000
 LEARNING_RATE = 1e-4
-answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # what libraries print is no answer
-
-
-def tell(**values: object) -> None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(json.dumps({**values, "peak": peak}), file=answers, flush=True)
-
-
-def timed(work: Callable[[], int]) -> dict[str, float]:
-    """work() gives the useful tokens that it learned from."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    tokens = work()
-    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "tokens": tokens}
 
 
 def token_ids() -> np.ndarray:

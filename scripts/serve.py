@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from distill.config import EngineMesh
 from distill.errors import DistillError, explained
 from distill.parallel.runtime import start
 from distill.serving.run import serve
@@ -46,7 +47,7 @@ def main(params: Path, host: str, port: int, slots: int, max_length: int, queue:
         start()
         port = 0 if shared else port
         queue = 16 * slots if queue is None else queue
-        mesh = {"data": data, "expert": expert, "tensor": tensor}
+        mesh = EngineMesh(data=data, expert=expert, tensor=tensor)
         int8 = tuple(what for what, asked in (("weights", int8_weights), ("cache", int8_cache)) if asked)
         settings = Serving(slots, max_length, queue, host, port, token, idle_seconds, top_logprobs, int8, mesh)
         serve(params, settings, announce)

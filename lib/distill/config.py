@@ -181,6 +181,9 @@ class EngineMesh(Settings):
     tensor: int = Field(1, gt=0)
 
 
+ONE_DEVICE = EngineMesh()
+
+
 class Generation(Settings):
     """What the teacher is asked for."""
 
@@ -190,7 +193,7 @@ class Generation(Settings):
     sampling: Sampling = Sampling()
     seed: int = 0
     slots: int = Field(64, gt=0, description="sequences decoded together; fixes the bytes with the machine")
-    mesh: EngineMesh = EngineMesh()
+    mesh: EngineMesh = ONE_DEVICE
     int8: tuple[Literal["weights", "cache"], ...] = Field((), description="what is kept in eight bits")
     endpoint: str | None = Field(None, description="URL of a server that is there already; ours is started by default")
     max_failed_rows: int = Field(0, ge=0, description="prompts of a batch that may stay without an answer")

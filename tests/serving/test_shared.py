@@ -11,9 +11,10 @@ import httpx2
 import pytest
 from serving import until
 
+from distill.config import EngineMesh
 from distill.errors import DistillError
 from distill.serving import shared
-from distill.serving.shared import ONE_DEVICE, Server, ensure_server, files_of, leave_servers
+from distill.serving.shared import Server, ensure_server, files_of, leave_servers
 
 SETTINGS = {"slots": 4, "max_length": 64, "idle_seconds": 30}
 
@@ -51,18 +52,18 @@ def test_many_clients_one_server_until_it_is_told_to_go(params: Path) -> None:
 
 
 def test_a_server_over_two_devices(params: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    two = {"data": 1, "expert": 1, "tensor": 2}
+    two = EngineMesh(tensor=2)
     with pytest.raises(DistillError, match="needs 2 devices, there are 1: make it smaller"):
         ensure_server(params, **SETTINGS, mesh=two)
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     body = {"prompt": [9, 10], "max_tokens": 20, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
     answers = []
-    for mesh in (two, ONE_DEVICE):
+    for mesh in (two, EngineMesh()):
         server = ensure_server(params, **SETTINGS, mesh=mesh)
         headers = {"Authorization": f"Bearer {server.token}"}
         with httpx2.Client(base_url=server.url, headers=headers, timeout=60, trust_env=False) as client:
             answers.append(client.post("/v1/completions", json=body).json()["choices"][0]["token_ids"])
-            assert client.get("/v1/models").json()["data"][0]["distill"]["mesh"] == mesh
+            assert client.get("/v1/models").json()["data"][0]["distill"]["mesh"] == mesh.model_dump()
     assert answers[0] == answers[1]
 
 

@@ -23,7 +23,7 @@ from distill.text.answers import same_answer
 from distill.text.chat import Template, examples_tokens, prompt_id, prompts_tokens
 from distill.text.sources import Conversation, read_conversations
 from distill.text.tokenizer import Tokenizer, load_tokenizer
-from distill.training.losses import masked_sum, token_nll
+from distill.training.losses import token_sums
 
 
 def evaluate(
@@ -109,7 +109,7 @@ def _reference_nll(
             hidden, targets, mask = part
             logits = decoder.logits(config, weights, hidden)
             logits = jnp.where((jnp.arange(logits.shape[-1]) < real_vocab)[None], logits, -jnp.inf)
-            return masked_sum(token_nll(logits, targets), mask)
+            return token_sums(logits, targets, mask).nll, jnp.sum(mask)
 
         hidden = decoder.forward(config, weights, tokens[:, :-1])  # padding is behind: nobody looks there
         return jax.lax.map(row, (hidden, tokens[:, 1:], mask[:, 1:]))  # one row's scores are held at a time

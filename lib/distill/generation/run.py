@@ -78,7 +78,7 @@ def _door(params: Path, info: ModelInfo, settings: Generation, idle_seconds: flo
             return Server(settings.endpoint, api_key(), 0)
         return ensure_server(
             params, slots=settings.slots, max_length=settings.max_target_length, idle_seconds=idle_seconds,
-            mesh=settings.mesh.model_dump(), int8=settings.int8,
+            mesh=settings.mesh, int8=settings.int8,
         )  # fmt: skip
 
     door = open_door(find)

@@ -32,7 +32,7 @@ async def _serve(params: Path, settings: Serving, announce: Callable[[str], None
     info = read_info(params)
 
     def build() -> engine.Engine:
-        mesh = engine_mesh(settings.mesh)
+        mesh = engine_mesh(settings.mesh.model_dump())
         config, weights = load_weights(params, mesh=mesh)
         if "weights" in settings.int8:
             weights = quantize_weights(weights)
@@ -78,7 +78,7 @@ def facts(info: ModelInfo, settings: Serving) -> dict[str, Any]:
         "tokenizer_hash": info.tokenizer_hash,
         "slots": settings.slots,
         "max_length": settings.max_length,
-        "mesh": dict(settings.mesh),
+        "mesh": settings.mesh.model_dump(),
         "int8": sorted(settings.int8),
         "engine": digest(Path(engine.__file__)),
     }

@@ -2,9 +2,9 @@
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.applications import Starlette
@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from distill.checkpoints.info import ModelInfo
+from distill.config import ONE_DEVICE, EngineMesh
 from distill.errors import DistillError
 from distill.serving.metrics import Metrics
 from distill.serving.protocol import Asked, ChatRequest, CompletionRequest, Limits, Problem, parse
@@ -39,7 +40,7 @@ class Serving:
     idle_seconds: float = 0
     top_logprobs: int = 0
     int8: tuple[str, ...] = ()  # of weights, cache
-    mesh: Mapping[str, int] = field(default_factory=lambda: {"data": 1, "expert": 1, "tensor": 1})
+    mesh: EngineMesh = ONE_DEVICE
 
 
 class Service:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -26,6 +26,7 @@ from typing import TextIO
 
 from filelock import FileLock
 
+from distill.config import ONE_DEVICE, EngineMesh
 from distill.errors import DistillError
 from distill.files import digest, read_json, write_json
 
@@ -33,7 +34,6 @@ PACKAGE = Path(__file__).resolve().parents[1]
 SCRIPT = PACKAGE.parents[1] / "scripts/serve.py"
 POLL = 0.05  # seconds
 BUSY = 10.0  # seconds that a busy server is waited for before it is left alone
-ONE_DEVICE = {"data": 1, "expert": 1, "tensor": 1}
 HELD: list[TextIO] = []
 STARTED: list[subprocess.Popen] = []  # they outlive this process; a handle that is dropped would complain of that
 
@@ -96,7 +96,7 @@ def folder() -> Path:
 
 
 def files_of(
-    params: Path, slots: int, max_length: int, mesh: Mapping[str, int] = ONE_DEVICE, int8: Sequence[str] = ()
+    params: Path, slots: int, max_length: int, mesh: EngineMesh = ONE_DEVICE, int8: Sequence[str] = ()
 ) -> Files:
     """The files of the server that answers for a model and engine settings, with the code as it is now."""
     code = hashlib.sha256()
@@ -104,7 +104,7 @@ def files_of(
         code.update(str(file.relative_to(PACKAGE.parents[1])).encode() + b"\0" + file.read_bytes())
     key = {
         "teacher": hashlib.sha256((params / "model.json").read_bytes()).hexdigest(),
-        "engine": [slots, max_length, dict(mesh), sorted(int8)],
+        "engine": [slots, max_length, mesh.model_dump(), sorted(int8)],
         "code": code.hexdigest(),
         "python": sys.executable,
         "jax": {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_"))},
@@ -120,7 +120,7 @@ def ensure_server(
     slots: int,
     max_length: int,
     idle_seconds: float,
-    mesh: Mapping[str, int] = ONE_DEVICE,
+    mesh: EngineMesh = ONE_DEVICE,
     int8: Sequence[str] = (),
 ) -> Server:
     """The shared server; started, and waited for, when there is none. Idle ones with another key leave first."""
@@ -137,7 +137,7 @@ def ensure_server(
         command = [sys.executable, SCRIPT, "--params", params, "--slots", slots, "--max-length", max_length]
         command += ["--idle-seconds", idle_seconds, "--shared", files.info]
         command += [f"--int8-{what}" for what in int8]
-        command += [part for axis, size in mesh.items() for part in (f"--{axis}-parallelism", size)]
+        command += [part for axis, size in mesh for part in (f"--{axis}-parallelism", size)]
         environment = {name: value for name, value in os.environ.items() if name != "DISTILL_PARENT"}
         with files.log.open("wb") as log:
             process = subprocess.Popen(

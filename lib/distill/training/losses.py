@@ -11,13 +11,6 @@ from jaxtyping import Array, Float, Int
 from distill.models.layers import at_least_float32
 
 
-def token_nll(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
-    """−log p(target) in nats, float32 or wider: logsumexp(logits) − logits[target]."""
-    logits = logits.astype(at_least_float32(logits))
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
-
-
 def masked_sum(values: Float[Array, "B T"], mask: Float[Array, "B T"]) -> tuple[Array, Array]:
     """Sum over the tokens that count, and their number. Under the mask may be anything, NaN included."""
     return jnp.sum(jnp.where(mask > 0, values * mask, 0.0)), jnp.sum(mask)
