@@ -24,12 +24,15 @@ include: "rules/publish.smk"
 rule all:
     default_target: True
     input:
+        import_records(),
         "<run>/compatibility.json",
         prompt_files,
         kept_completions,
         "<run>/dataset",
         expand("<run>/students/{stage}/params", stage=RECIPE.stages),
         expand("<run>/export/{stage}", stage=RECIPE.stages),
+        expand("<run>/evaluation/{name}.json", name=SCORED),
+        "<run>/summary.json" if SCORED else [],
         "<run>/report.html",
         publications() if RECIPE.publish.when == "all" else [],
     message:

@@ -120,6 +120,17 @@ def params_of(name):
     return f"{RECIPE.results}/models/{name}-{model.id8}/params"
 
 
+def import_records():
+    """A file for each model that is imported.
+
+    A job that fails takes its old outputs with it, and the next run misses none that nobody lists: it would say
+    that all is there. The weights are not listed, since they may be deleted once all is made of them.
+    """
+    used = {RECIPE.teacher, RECIPE.student, *(stage.init for stage in RECIPE.stages.values())}
+    folders = [Path(params_of(name)).parent for name in RECIPE.models if name in used]
+    return [f"{folder}/imported.json" for folder in folders if folder.name in MODELS]
+
+
 def source_of(wildcards):
     """The Hugging Face folder that a model is imported from."""
     return str(model_of(wildcards).local or f"{RECIPE.results}/models/{wildcards.model}/source")

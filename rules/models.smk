@@ -1,7 +1,7 @@
 """Checkpoints.
 
 in:  a Hub id, a Hugging Face folder, or a params folder such as another run's student (taken as it is)
-out: models/{model}/params/ of each, and compatibility.json of teacher and student
+out: models/{model}/params/ of each with imported.json, and compatibility.json of teacher and student
 """
 
 
@@ -50,7 +50,8 @@ rule import_checkpoint:
     input:
         source_files,
     output:
-        directory("<models>/{model}/params"),
+        params=directory("<models>/{model}/params"),
+        record="<models>/{model}/imported.json",
     params:
         source=source_of,
         tokenizer=tokenizer_of,
@@ -68,7 +69,8 @@ rule import_checkpoint:
         " --source {params.source:q}"
         " --tokenizer {params.tokenizer:q}"
         " --model {params.model:q}"
-        " --out {output:q}"
+        " --out {output.params:q}"
+        " --record {output.record:q}"
         " 2>&1 | tee -i {log:q} >&2"
 
 

@@ -7,7 +7,7 @@ import click
 from distill.checkpoints.convert import import_checkpoint
 from distill.config import Model
 from distill.errors import explained
-from distill.files import read_json
+from distill.files import read_json, write_json
 
 PATH = click.Path(path_type=Path)
 
@@ -17,7 +17,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--tokenizer", type=PATH, required=True, help="folder of its tokenizer")
 @click.option("--model", required=True, help="the model's settings, JSON")
 @click.option("--out", type=PATH, required=True, help="params folder to make")
-def main(source: Path, tokenizer: Path, model: str, out: Path) -> None:
+@click.option("--record", type=PATH, help="file that says so, and stays where the folder is deleted")
+def main(source: Path, tokenizer: Path, model: str, out: Path, record: Path | None) -> None:
     with explained():
         wanted = Model.model_validate_json(model)
         snapshot = source / "source.json"  # a download's, with the commit that the revision stood for
@@ -29,6 +30,8 @@ def main(source: Path, tokenizer: Path, model: str, out: Path) -> None:
             revision=read_json(snapshot)["revision"] if snapshot.exists() else wanted.revision,
             tokenizer=tokenizer if tokenizer != source else None,
         )
+        if record is not None:
+            write_json(record, info.model_dump(mode="json", include={"source", "revision", "digest", "parameters"}))
         click.echo(f"{wanted.source}: {info.parameters:,} parameters, digest {info.digest[:12]}")
 
 

@@ -62,6 +62,22 @@ def test_truncated_weights(project: Project) -> None:
     assert not any(path for path in (project.folder / "results/models").glob("*/params"))
 
 
+def test_what_fails_fails_again(project: Project) -> None:
+    """Snakemake deletes what a failed job had made before, and takes what follows from it for current."""
+    project.recipe(evaluation__max_target_length=3)
+    for _ in range(2):
+        outcome = project.snakemake()
+        assert outcome.code != 0
+        assert "raise evaluation.max_target_length" in complaints(outcome.output)[-1]
+    project.recipe()
+    whole = (project.folder / "models/teacher/model.safetensors").read_bytes()
+    (project.folder / "models/teacher/model.safetensors").write_bytes(whole[:-100])
+    for _ in range(2):
+        outcome = project.snakemake()
+        assert outcome.code != 0
+        assert "model.safetensors is truncated" in complaints(outcome.output)[-1]
+
+
 def test_an_empty_dataset(project: Project) -> None:
     (project.folder / "prompts.jsonl").write_text("")
     shutil.rmtree(project.run_folder)

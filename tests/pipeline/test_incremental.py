@@ -1,6 +1,7 @@
 """What reruns when something changes, told by the jobs that run."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,17 @@ def test_nothing_changed(finished: Project) -> None:
     assert outcome.code == 0
     assert outcome.jobs == []
     assert "Nothing to be done" in outcome.output
+
+
+def test_imported_weights_may_go_once_all_is_made(project: Project) -> None:
+    for folder in (project.folder / "results/models").glob("*/params"):
+        shutil.rmtree(folder)
+    assert project.stale() == set()
+
+
+def test_a_deleted_score_comes_back(project: Project) -> None:
+    (project.run_folder / "evaluation/student.json").unlink()
+    assert project.stale() == {"evaluate student", *REPORTED}
 
 
 def test_touched_but_equal(project: Project) -> None:
