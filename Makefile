@@ -31,7 +31,7 @@ distill: $(READY)  ## run the default recipe (RECIPE=recipes/x.yaml: another one
 
 test: $(READY)  ## run the tests that need nothing but Python
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile rules
-	$(BIN)/pytest -m "not services" --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/pytest -m "not services" --numprocesses $(WORKERS) $(ARGS)
 
 test-services: $(READY)  ## run the tests that need Debian packages (installs them when root)
 	bash tests/services/install

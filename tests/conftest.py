@@ -19,19 +19,40 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+LONGEST = ("pipeline", "training", "generation", "serving", "models")
+"""Folders whose tests take long: they go first, so that no worker is left with one at the end."""
+
+
+class ByFile(LoadScopeScheduling):
+    """A file stays with one worker, for its fixtures; those of the pipeline share one finished project.
+
+    Not `--dist loadgroup`, which with pytest 9.2 spreads groups over all workers (pytest-xdist issue 1386).
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "pipeline" if file.startswith("tests/pipeline/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file stays with one worker, for its fixtures; the pipeline's share one finished project, and start first."""
-    pipeline = ROOT / "tests/pipeline"
-    items.sort(key=lambda item: pipeline not in item.path.parents)
-    for item in items:
-        group = "pipeline" if pipeline in item.path.parents else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    tests = ROOT / "tests"
+
+    def rank(item: pytest.Item) -> int:
+        folder = item.path.relative_to(tests).parts[0] if item.path.is_relative_to(tests) else ""
+        return LONGEST.index(folder) if folder in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")
