@@ -23,6 +23,11 @@ class News:
     top_logprobs: list[list[float]]
 
 
+GATHER = 0.005
+"""Seconds that an idle engine waits after a request for the next one: what comes at once is read together, and no
+decode steps go by with most slots empty."""
+
+
 class Failed(Exception):
     """The engine cannot go on; said in its own words."""
 
@@ -129,11 +134,12 @@ class Worker:
         names: dict[int, tuple[Job, int]] = {}
         told: dict[int, int] = {}  # tokens of a request that its client knows
         while True:
-            busy = bool(engine.waiting or engine.running)
+            idle = not (engine.waiting or engine.running)
+            patience = None if idle else 0.0
             try:
-                while (order := self._inbox.get(block=not busy)) is not None:
+                while (order := self._inbox.get(timeout=patience)) is not None:
                     self._obey(engine, order, names, told)
-                    busy = True  # what else is in the inbox comes in before the next step
+                    patience = GATHER if idle and engine.queued < engine.slots else 0.0
                 return
             except Empty:
                 pass
