@@ -4,20 +4,22 @@ A recipe stands alone: a field that it leaves out has the default given here, ne
 """
 
 import difflib
+import math
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from distill.errors import DistillError
 from distill.files import digest
 from distill.seeds import with_seeds
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Objective = Literal["sft", "logits", "topk_logits", "on_policy", "aligned_logits"]
 MADE_HERE = ("generated", "original")  # data that a recipe's own prompts give
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
@@ -336,6 +338,35 @@ class MeshShape(Settings):
         return self
 
 
+class Schedule(Settings):
+    """A number that goes from `start` at the first step to `end` at the last."""
+
+    start: float
+    end: float
+    kind: Literal["constant", "linear", "cosine"] = "linear"
+
+    @model_validator(mode="after")
+    def _still(self) -> "Schedule":
+        if self.kind == "constant" and self.start != self.end:
+            raise ValueError(f"constant does not go from {self.start:g} to {self.end:g}: take linear or cosine")
+        return self
+
+    @classmethod
+    def of(cls, value: "float | Schedule") -> "Schedule":
+        """A number as a schedule that stays there."""
+        return value if isinstance(value, Schedule) else cls(start=value, end=value, kind="constant")
+
+    def at(self, step: int, steps: int) -> float:
+        """The number at a step, from 1 to `steps`."""
+        done = (step - 1) / max(1, steps - 1)
+        share = (1 - math.cos(math.pi * done)) / 2 if self.kind == "cosine" else done
+        return self.start + share * (self.end - self.start)
+
+
+NUMBERS: dict[str, tuple[str, ...]] = {"sft": ()}
+"""The numbers of a stage that each objective uses and that may change from step to step."""
+
+
 class Stage(Settings):
     """One training run. `init` is a model or an earlier stage."""
 
@@ -345,7 +376,9 @@ class Stage(Settings):
         "completion", description="the last turn, or an assistant's all"
     )
     overlong: Literal["drop", "cut"] = Field("drop", description="what happens to examples over max_length")
-    objective: Literal["sft"] = "sft"
+    objective: Objective = "sft"
+    alpha: float | Schedule = Field(1.0, description="share of the teacher in the loss, the rest is NLL: α, or its way")
+    temperature: float | Schedule = Field(1.0, description="of teacher and student in the loss: T, or its way")
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(8, gt=0, description="rows of a step, on all devices together")
@@ -406,9 +439,9 @@ class Stage(Settings):
     @model_validator(mode="before")
     @classmethod
     def _built(cls, values: Any) -> Any:
-        later = ("logits", "topk_logits", "on_policy", "aligned_logits")
+        later = set(get_args(Objective)) - set(NUMBERS)
         if isinstance(values, dict) and values.get("objective") in later:
-            raise ValueError(f"objective {values['objective']} is not built yet: sft is")
+            raise ValueError(f"objective {values['objective']} is not built yet: {', '.join(NUMBERS)} is")
         return values
 
     @model_validator(mode="after")
@@ -417,6 +450,24 @@ class Stage(Settings):
             raise ValueError("give either steps or epochs")
         if self.steps is not None and self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than steps ({self.steps})")
+        return self
+
+    @field_validator("alpha", "temperature")
+    @classmethod
+    def _in_range(cls, value: float | Schedule, info: ValidationInfo) -> float | Schedule:
+        ends = Schedule.of(value).start, Schedule.of(value).end
+        if info.field_name == "temperature" and min(ends) <= 0:
+            raise ValueError(f"must be above 0, not {min(ends):g}: it divides the scores")
+        if info.field_name != "temperature" and not 0 <= min(ends) <= max(ends) <= 1:
+            raise ValueError(f"must be between 0 and 1, not {min(ends):g} to {max(ends):g}")
+        return value
+
+    @model_validator(mode="after")
+    def _objective_uses_what_is_given(self) -> "Stage":
+        plain, known = type(self).model_fields, {name for names in NUMBERS.values() for name in names}
+        for name in sorted(known - set(NUMBERS[self.objective])):
+            if getattr(self, name) != plain[name].default:
+                raise ValueError(f"objective {self.objective} does not use {name}: remove it")
         return self
 
     @model_validator(mode="after")

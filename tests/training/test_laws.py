@@ -17,6 +17,7 @@ from distill.models import decoder
 from distill.models.families import config_from_hf
 from distill.parallel.mesh import make_mesh
 from distill.training.losses import chunked_sums, masked_sum, token_sums
+from distill.training.objectives import objective_of
 from distill.training.optimizer import learning_rate, make_optimizer
 from distill.training.state import State, param_shardings
 from distill.training.step import gradient as slopes
@@ -233,12 +234,13 @@ def test_chunks_change_neither_loss_nor_gradient(chunk: int | None, softcap: flo
     config = CONFIG.model_copy(update={"logit_softcap": softcap})
     data, hidden = batch([8, 12, 5], 16), jax.random.normal(jax.random.key(1), (3, 16, 32))
     score = partial(decoder.scores, config)
+    loss, parts, _ = objective_of(STAGE, data, {})
 
     def whole(hidden: jax.Array, head: jax.Array) -> jax.Array:
         return token_sums(score(hidden, head), data["targets"], data["mask"]).loss / 7
 
     def chunked(hidden: jax.Array, head: jax.Array) -> jax.Array:
-        return chunked_sums(score, hidden, head, data["targets"], data["mask"], 0.0, chunk).loss / 7
+        return chunked_sums(score, loss, hidden, head, parts, {}, chunk).loss / 7
 
     both = [jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(hidden, PARAMS["embed"]) for f in (whole, chunked)]
     assert float(both[0][0]) == pytest.approx(float(both[1][0]), abs=1e-6)
@@ -248,7 +250,7 @@ def test_chunks_change_neither_loss_nor_gradient(chunk: int | None, softcap: flo
 
 def test_scores_are_never_held_for_all_positions_at_once() -> None:
     hidden, head = jnp.zeros((4, 512, 32)), jnp.zeros((32000, 32))
-    targets, mask = jnp.zeros((4, 512), jnp.int32), jnp.ones((4, 512))
-    loss = lambda hidden, head: chunked_sums(partial(decoder.scores, CONFIG), hidden, head, targets, mask).loss  # noqa: E731
-    used = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head).compile().memory_analysis()
+    loss, parts, _ = objective_of(STAGE, {"targets": jnp.zeros((4, 512), jnp.int32), "mask": jnp.ones((4, 512))}, {})
+    total = lambda hidden, head: chunked_sums(partial(decoder.scores, CONFIG), loss, hidden, head, parts, {}).loss  # noqa: E731
+    used = jax.jit(jax.grad(total, argnums=(0, 1))).lower(hidden, head).compile().memory_analysis()
     assert used.temp_size_in_bytes < 4 * 512 * 32000 * 4 / 2

@@ -19,7 +19,7 @@ from distill.models.config import ModelConfig
 from distill.parallel.mesh import batch_sharding, replicated
 from distill.parallel.processes import spread
 from distill.training.state import Frozen
-from distill.training.step import sft_sums
+from distill.training.step import batch_sums
 
 HELD_OUT = 3  # the stream of random numbers that chooses them
 
@@ -51,7 +51,7 @@ def make_judge(
 
     def judged(params: decoder.Params, weights: decoder.Params, batch: dict) -> tuple[jax.Array, ...]:
         fixed = None if frozen is None else frozen._replace(weights=weights)
-        sums, _ = sft_sums(config, params, batch, stage, frozen=fixed, mesh=mesh)
+        sums, _ = batch_sums(config, params, batch, stage, frozen=fixed, mesh=mesh)
         return sums.nll, sums.correct, jnp.sum(batch["mask"])
 
     shardings = where, jax.tree.map(lambda leaf: leaf.sharding, weights), sharding

@@ -23,6 +23,7 @@ from distill.training.checkpoints import LOSS, Steps
 from distill.training.finish import write_params
 from distill.training.held_out import make_judge, split
 from distill.training.log import Log
+from distill.training.objectives import scheduled
 from distill.training.optimizer import make_optimizer
 from distill.training.state import initial_state
 from distill.training.step import make_step
@@ -89,7 +90,7 @@ def fit(init: Path, examples: Examples, folder: Path, stage: Stage, name: str, *
         with Log(kept.metrics, name, stage, config, loader, first, steps) as log:
             for step in range(first + 1, steps + 1):
                 batch = spread(lambda part, step=step: loader.batch(step - 1, part), stage.batch_size, sharding)
-                state, metrics = run(state, batch)
+                state, metrics = run(state, batch, scheduled(stage, step, steps))
                 watch.add(step, metrics)
                 # Read once: a signal that comes later finds the next step, or the end.
                 stopping = in_any(bool(told)) and step < steps

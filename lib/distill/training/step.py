@@ -1,6 +1,7 @@
 """One training step, pure: `state, metrics = step(state, batch)`."""
 
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -14,24 +15,25 @@ from distill.models.config import ModelConfig
 from distill.models.lora import Adapters
 from distill.parallel.mesh import batch_sharding, replicated
 from distill.training.losses import Sums, chunked_sums
+from distill.training.objectives import Batch, Numbers, objective_of
 from distill.training.state import Frozen, State
 
-Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-def sft_sums(
+def batch_sums(
     config: ModelConfig,
     params: decoder.Params,
     batch: Batch,
     stage: Stage,
+    numbers: Numbers | None = None,
     *,
     frozen: Frozen | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[Sums, jax.Array]:
     """Sums over the completions' tokens, and over all real tokens of how unevenly their row asks its experts.
 
-    params: the weights; or with `frozen` weights the adapters on them.
+    params: the weights; or with `frozen` weights the adapters on them. numbers: see `objectives.scheduled`.
     """
     weights, adapters = (params, None) if frozen is None else (frozen.weights, Adapters(params, frozen.scale))
     inputs = batch["tokens"], batch["segment_ids"], batch["positions"]
@@ -45,8 +47,9 @@ def sft_sums(
     def score(hidden: jax.Array, head: jax.Array) -> jax.Array:
         return decoder.scores(config, hidden, head.astype(hidden.dtype))
 
+    loss, parts, constants = objective_of(stage, batch, numbers or {})
     head = weights["embed"] if config.tied else weights["head"]
-    sums = chunked_sums(score, hidden, head, batch["targets"], batch["mask"], stage.z_loss)
+    sums = chunked_sums(score, loss, hidden, head, parts, constants)
     return sums, jnp.sum(uneven * jnp.sum(batch["segment_ids"] > 0, axis=1))
 
 
@@ -55,20 +58,26 @@ def mean_loss(
     params: decoder.Params,
     batch: Batch,
     stage: Stage,
+    numbers: Numbers | None = None,
     *,
     whole: Batch | None = None,
     frozen: Frozen | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[jax.Array, Metrics]:
-    """What a step minimises, and its parts: NLL (nats) and share of right tokens, means over the completions' tokens.
+    """What a step minimises, and its parts as means over the completions' tokens.
+
+    Parts: `loss`, for sft the NLL (nats), else what is minimised, with `nll` and `divergence` (nats) beside it;
+    `accuracy`, the share of right tokens.
 
     whole: the global batch that `batch` is some rows of, by whose number of tokens it is divided: over its parts
     the losses, metrics and gradients add up to those of the whole, however it is split.
     """
     whole = batch if whole is None else whole
     tokens = jnp.maximum(jnp.sum(whole["mask"]), 1.0)
-    sums, uneven = sft_sums(config, params, batch, stage, frozen=frozen, mesh=mesh)
+    sums, uneven = batch_sums(config, params, batch, stage, numbers, frozen=frozen, mesh=mesh)
     loss, metrics = sums.loss / tokens, {"loss": sums.nll / tokens, "accuracy": sums.correct / tokens}
+    if sums.divergence is not None:
+        metrics |= {"loss": loss, "nll": sums.nll / tokens, "divergence": sums.divergence / tokens}
     if stage.balance_loss:
         metrics["balance"] = uneven / jnp.maximum(jnp.sum(whole["segment_ids"] > 0), 1)
         loss = loss + stage.balance_loss * metrics["balance"]
@@ -80,6 +89,7 @@ def gradient(
     params: decoder.Params,
     batch: Batch,
     stage: Stage,
+    numbers: Numbers | None = None,
     *,
     frozen: Frozen | None = None,
     mesh: Mesh | None = None,
@@ -87,7 +97,9 @@ def gradient(
     """Gradient of `mean_loss` and its metrics, `micro_batch_size` rows at a time."""
 
     def one(part: Batch) -> tuple[decoder.Params, Metrics]:
-        loss = lambda params: mean_loss(config, params, part, stage, whole=batch, frozen=frozen, mesh=mesh)  # noqa: E731
+        loss = lambda params: mean_loss(  # noqa: E731
+            config, params, part, stage, numbers, whole=batch, frozen=frozen, mesh=mesh
+        )
         return jax.grad(loss, has_aux=True)(params)
 
     parts = batch["tokens"].shape[0] // (stage.micro_batch_size or batch["tokens"].shape[0])
@@ -114,12 +126,12 @@ def make_step(
     mesh: Mesh,
     where: State,
     frozen: Frozen | None = None,
-) -> Callable[[State, Batch], tuple[State, Metrics]]:
+) -> Callable[[State, Batch, Numbers], tuple[State, Metrics]]:
     """The compiled step; the old state's memory is given to the new one."""
 
-    def step(state: State, weights: decoder.Params, batch: Batch) -> tuple[State, Metrics]:
+    def step(state: State, weights: decoder.Params, batch: Batch, numbers: Numbers) -> tuple[State, Metrics]:
         fixed = None if frozen is None else frozen._replace(weights=weights)
-        slope, metrics = gradient(config, state.params, batch, stage, frozen=fixed, mesh=mesh)
+        slope, metrics = gradient(config, state.params, batch, stage, numbers, frozen=fixed, mesh=mesh)
         updates, moments = optimizer.update(slope, state.optimizer, state.params)
         metrics |= {"grad_norm": optax.tree.norm(slope), "useful": jnp.mean(batch["segment_ids"] > 0)}
         return State(optax.apply_updates(state.params, updates), moments), metrics
@@ -128,7 +140,7 @@ def make_step(
     compiled = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(where, jax.tree.map(lambda leaf: leaf.sharding, weights), batch_sharding(mesh)),
+        in_shardings=(where, jax.tree.map(lambda leaf: leaf.sharding, weights), batch_sharding(mesh), replicated(mesh)),
         out_shardings=(where, replicated(mesh)),
     )
-    return lambda state, batch: compiled(state, weights, batch)
+    return lambda state, batch, numbers=MappingProxyType({}): compiled(state, weights, batch, dict(numbers))
