@@ -363,8 +363,15 @@ class Schedule(Settings):
         return self.start + share * (self.end - self.start)
 
 
-NUMBERS: dict[str, tuple[str, ...]] = {"sft": ()}
-"""The numbers of a stage that each objective uses and that may change from step to step."""
+Number = float | Schedule
+SOFT = ("teacher", "alpha", "temperature")
+SETTINGS_OF: dict[str, tuple[str, ...]] = {
+    "sft": (),
+    "logits": (*SOFT, "teacher_dtype", "divergence", "beta", "skew"),
+}
+"""Settings of a stage that its objective alone decides the use of."""
+NUMBERS: dict[str, tuple[str, ...]] = {"sft": (), "logits": ("alpha", "temperature", "beta")}
+"""Those among them that are a number or its way over the steps."""
 
 
 class Stage(Settings):
@@ -377,8 +384,17 @@ class Stage(Settings):
     )
     overlong: Literal["drop", "cut"] = Field("drop", description="what happens to examples over max_length")
     objective: Objective = "sft"
-    alpha: float | Schedule = Field(1.0, description="share of the teacher in the loss, the rest is NLL: α, or its way")
-    temperature: float | Schedule = Field(1.0, description="of teacher and student in the loss: T, or its way")
+    teacher: str | None = Field(None, description="the model that is asked for its logits; the recipe's by default")
+    teacher_dtype: Literal["float32", "bfloat16", "int8"] | None = Field(
+        None, description="what its weights are held in; as they are stored when left out"
+    )
+    divergence: Literal[
+        "forward_kl", "reverse_kl", "jsd", "skew_forward", "skew_reverse", "total_variation"
+    ] = "forward_kl"  # fmt: skip
+    alpha: Number = Field(1.0, description="share of the divergence in the loss, the rest is NLL")
+    temperature: Number = Field(1.0, description="that the scores of both are divided by in the divergence")
+    beta: Number = Field(0.5, description="share of the teacher in what jsd compares both with")
+    skew: float = Field(0.1, gt=0, lt=1, description="share of the own side in what skew_* compares with")
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(8, gt=0, description="rows of a step, on all devices together")
@@ -432,6 +448,11 @@ class Stage(Settings):
         return data
 
     @property
+    def asks_teacher(self) -> bool:
+        """Whether a teacher is in memory while it trains."""
+        return "teacher_dtype" in SETTINGS_OF[self.objective]
+
+    @property
     def data_in_words(self) -> str:
         """`generated`, or its sources with their weights."""
         return " + ".join(f"{part.weight:g} {part.source}" if part.weight else part.source for part in self.data)
@@ -452,22 +473,30 @@ class Stage(Settings):
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than steps ({self.steps})")
         return self
 
-    @field_validator("alpha", "temperature")
+    @field_validator("alpha", "temperature", "beta")
     @classmethod
-    def _in_range(cls, value: float | Schedule, info: ValidationInfo) -> float | Schedule:
-        ends = Schedule.of(value).start, Schedule.of(value).end
-        if info.field_name == "temperature" and min(ends) <= 0:
-            raise ValueError(f"must be above 0, not {min(ends):g}: it divides the scores")
-        if info.field_name != "temperature" and not 0 <= min(ends) <= max(ends) <= 1:
-            raise ValueError(f"must be between 0 and 1, not {min(ends):g} to {max(ends):g}")
+    def _in_range(cls, value: Number, info: ValidationInfo) -> Number:
+        least, most = sorted((Schedule.of(value).start, Schedule.of(value).end))
+        if info.field_name == "temperature" and least <= 0:
+            raise ValueError(f"{least:g} must be above 0: scores are divided by it")
+        if info.field_name == "alpha" and not 0 <= least <= most <= 1:
+            raise ValueError(f"{least if least < 0 else most:g} must be between 0 (NLL alone) and 1 (none of it)")
+        if info.field_name == "beta" and not 0 < least <= most < 1:
+            raise ValueError("must be between 0 and 1; at its ends jsd is zero: take forward_kl or reverse_kl")
         return value
 
     @model_validator(mode="after")
     def _objective_uses_what_is_given(self) -> "Stage":
-        plain, known = type(self).model_fields, {name for names in NUMBERS.values() for name in names}
-        for name in sorted(known - set(NUMBERS[self.objective])):
-            if getattr(self, name) != plain[name].default:
-                raise ValueError(f"objective {self.objective} does not use {name}: remove it")
+        plain, used = type(self).model_fields, SETTINGS_OF[self.objective]
+        known = dict.fromkeys(name for names in SETTINGS_OF.values() for name in names)
+        given = [name for name in known if getattr(self, name) != plain[name].default]
+        if odd := [name for name in given if name not in used]:
+            raise ValueError(f"objective {self.objective} does not use {' and '.join(odd)}: remove it")
+        for name, users in (("beta", ("jsd",)), ("skew", ("skew_forward", "skew_reverse"))):
+            if name in given and self.divergence not in users:
+                raise ValueError(
+                    f"divergence {self.divergence} does not use {name}, {' and '.join(users)} does: remove it"
+                )
         return self
 
     @model_validator(mode="after")
@@ -584,6 +613,9 @@ class Recipe(Settings):
                 raise ValueError(
                     f"stages.{name}.init: {stage.init} is neither a model nor a stage{did_you_mean(stage.init, known)}"
                 )
+            if stage.teacher is not None and stage.teacher not in self.models:
+                close = did_you_mean(stage.teacher, self.models)
+                raise ValueError(f"stages.{name}.teacher: {stage.teacher} is not among models{close}")
         for name in self.stages:
             self.lineage(name)
         if self.dataset.completions == "own" and self.generation.num_generations > 1:
@@ -601,6 +633,11 @@ class Recipe(Settings):
         if self.dataset.verifier and unknown:
             raise ValueError("dataset.verifier needs prompts.reference, the column of right answers")
         return self
+
+    def teacher_of(self, stage: str) -> str | None:
+        """The model whose logits a stage asks for while it trains, or None where it asks for none."""
+        settings = self.stages[stage]
+        return settings.teacher or self.teacher if settings.asks_teacher else None
 
     def lineage(self, stage: str) -> list[str]:
         """`stage` and the stages it builds on, newest first; a cycle is a ValueError."""

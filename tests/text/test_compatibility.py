@@ -8,7 +8,7 @@ from distill.files import write_json
 from distill.text.compatibility import compare
 from distill.text.tokenizer import load_tokenizer
 
-LOGITS = ("logits", "topk_logits", "aligned_logits")
+LOGITS = ("logits", "topk_logits", "on_policy")
 
 
 def params(folder: Path, template: str | None = CHATML, rows: int | None = None, **options: object) -> Path:

@@ -200,7 +200,7 @@ def forward_with_balance(
     uneven = jnp.zeros(tokens.shape[0], jnp.float32)
 
     def block(layer: Layer, x: Array, weights: Params, window: Any, turn: Rotation) -> tuple[Array, Array]:
-        module = nnx.merge(_block(config, structure(layer))[0], nnx.State(_cast(weights, dtype)))
+        module = nnx.merge(_block(config, structure(layer))[0], nnx.State(_cast(wide(weights), dtype)))
         asked: list | None = [] if balanced else None
         x = module(x, turn, causal_mask(segments, window), mesh=mesh, asked=asked)[0]
         rows = [balance(config.experts, logits, chosen, segments > 0) for logits, chosen in asked or ()]

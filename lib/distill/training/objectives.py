@@ -1,12 +1,17 @@
 """What a stage minimises: one small function an objective, which says what `chunked_sums` is to add up."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from distill.config import NUMBERS, Schedule, Stage
-from distill.training.losses import Constants, Parts, Sums, TokenLoss, token_sums
+from distill.models.layers import at_least_float32
+from distill.training.divergences import divergence_of
+from distill.training.losses import Constants, Parts, Sums, TokenLoss, masked_sum, token_sums
+from distill.training.teacher import View
 
 Batch = dict[str, jax.Array]
 Numbers = dict[str, jax.Array | float]
@@ -24,12 +29,15 @@ class Objective(NamedTuple):
     constants: Constants
 
 
-def objective_of(stage: Stage, batch: Batch, numbers: Numbers) -> Objective:
-    """The stage's objective on a batch, or some rows of it. numbers: of `scheduled`, for the step that is made."""
-    return OBJECTIVES[stage.objective](stage, batch, numbers)
+def objective_of(stage: Stage, batch: Batch, numbers: Numbers, view: View | None = None) -> Objective:
+    """The stage's objective on a batch, or some rows of it.
+
+    numbers: of `scheduled`, for the step that is made. view: the teacher's, for the objectives that ask it.
+    """
+    return OBJECTIVES[stage.objective](stage, batch, numbers, view)
 
 
-def sft(stage: Stage, batch: Batch, numbers: Numbers) -> Objective:
+def sft(stage: Stage, batch: Batch, numbers: Numbers, view: View | None) -> Objective:
     """Mean NLL of what is written in the data."""
 
     def loss(logits: jax.Array, parts: Parts, constants: Constants) -> Sums:
@@ -38,9 +46,40 @@ def sft(stage: Stage, batch: Batch, numbers: Numbers) -> Objective:
     return Objective(loss, {name: batch[name] for name in ("targets", "mask")}, {})
 
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"sft": sft}
+def logits(stage: Stage, batch: Batch, numbers: Numbers, view: View) -> Objective:
+    """α T² D(teacher, student) + (1 − α) NLL, at temperature T (arXiv 1503.02531), over the tokens that both have.
+
+    The teacher's scores are made of its hidden states a chunk at a time, as the student's are.
+    """
+    fixed = {name: getattr(stage, name) for name in NUMBERS[stage.objective] if name not in numbers}
+    score, real = view.score, view.real_vocab  # no traced value may come into `loss` but by its arguments
+
+    def loss(logits: jax.Array, parts: Parts, constants: Constants) -> Sums:
+        given, mask = fixed | constants["numbers"], parts["mask"]
+        sums = token_sums(logits, parts["targets"], mask, stage.z_loss)
+        # Under the mask may be anything, and 0 · NaN in a gradient is NaN.
+        hidden = jnp.where(mask[..., None] > 0, parts["teacher"], 0)
+        teacher = score(hidden, constants["head"])
+        p, q = (log_probs(side, given["temperature"], real) for side in (teacher, logits))
+        apart = divergence_of(stage.divergence, given["beta"], stage.skew)(p, q)
+        divergence = masked_sum(apart, mask)[0]
+        alpha, scale = given["alpha"], given["temperature"] ** 2
+        return sums._replace(loss=alpha * scale * divergence + (1 - alpha) * sums.loss, divergence=divergence)
+
+    parts = {"targets": batch["targets"], "mask": batch["mask"], "teacher": view.hidden}
+    return Objective(loss, parts, {"head": view.head, "numbers": numbers})
 
 
-def scheduled(stage: Stage, step: int, steps: int) -> dict[str, float]:
-    """The numbers that the objective takes at a step, the first of which is 1 of `steps`."""
-    return {name: Schedule.of(getattr(stage, name)).at(step, steps) for name in NUMBERS[stage.objective]}
+def log_probs(logits: Float[Array, "... V"], temperature: Any, real_vocab: int) -> Float[Array, "... R"]:
+    """log softmax(logits / T) over the first `real_vocab` rows: padding has no part in it."""
+    logits = logits[..., :real_vocab].astype(at_least_float32(logits))
+    return jax.nn.log_softmax(logits / temperature, axis=-1)
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"sft": sft, "logits": logits}
+
+
+def scheduled(stage: Stage, step: int, steps: int) -> Numbers:
+    """Those of the objective's numbers that change from step to step, at a step, the first of which is 1."""
+    values = {name: getattr(stage, name) for name in NUMBERS[stage.objective]}
+    return {name: value.at(step, steps) for name, value in values.items() if isinstance(value, Schedule)}

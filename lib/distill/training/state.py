@@ -81,4 +81,8 @@ def param_shardings(config: ModelConfig, params: decoder.Params, mesh: Mesh) -> 
         _, stack, rest = path.split(".", 2)
         return axes[f"layers.{config.stacks[int(stack)][0]}.{rest}"]
 
-    return nest({path: weight_sharding(mesh, name(path), leaf.shape) for path, leaf in flat(params).items()})
+    def where(path: str, leaf: Any) -> Any:
+        """Of a weight, or of the two parts of one in eight bits."""
+        return jax.tree.map(lambda array: weight_sharding(mesh, name(path), array.shape), leaf)
+
+    return nest({path: where(path, leaf) for path, leaf in flat(params).items()})

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from distill.parallel.mesh import batch_sharding, replicated
 from distill.training.losses import Sums, chunked_sums
 from distill.training.objectives import Batch, Numbers, objective_of
 from distill.training.state import Frozen, State
+from distill.training.teacher import Teacher, view
 
 Metrics = dict[str, jax.Array]
 
@@ -29,6 +30,7 @@ def batch_sums(
     numbers: Numbers | None = None,
     *,
     frozen: Frozen | None = None,
+    teacher: Teacher | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[Sums, jax.Array]:
     """Sums over the completions' tokens, and over all real tokens of how unevenly their row asks its experts.
@@ -47,7 +49,8 @@ def batch_sums(
     def score(hidden: jax.Array, head: jax.Array) -> jax.Array:
         return decoder.scores(config, hidden, head.astype(hidden.dtype))
 
-    loss, parts, constants = objective_of(stage, batch, numbers or {})
+    seen = None if teacher is None else view(teacher, batch, mesh)
+    loss, parts, constants = objective_of(stage, batch, numbers or {}, seen)
     head = weights["embed"] if config.tied else weights["head"]
     sums = chunked_sums(score, loss, hidden, head, parts, constants)
     return sums, jnp.sum(uneven * jnp.sum(batch["segment_ids"] > 0, axis=1))
@@ -62,6 +65,7 @@ def mean_loss(
     *,
     whole: Batch | None = None,
     frozen: Frozen | None = None,
+    teacher: Teacher | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """What a step minimises, and its parts as means over the completions' tokens.
@@ -74,7 +78,7 @@ def mean_loss(
     """
     whole = batch if whole is None else whole
     tokens = jnp.maximum(jnp.sum(whole["mask"]), 1.0)
-    sums, uneven = batch_sums(config, params, batch, stage, numbers, frozen=frozen, mesh=mesh)
+    sums, uneven = batch_sums(config, params, batch, stage, numbers, frozen=frozen, teacher=teacher, mesh=mesh)
     loss, metrics = sums.loss / tokens, {"loss": sums.nll / tokens, "accuracy": sums.correct / tokens}
     if sums.divergence is not None:
         metrics |= {"loss": loss, "nll": sums.nll / tokens, "divergence": sums.divergence / tokens}
@@ -92,13 +96,14 @@ def gradient(
     numbers: Numbers | None = None,
     *,
     frozen: Frozen | None = None,
+    teacher: Teacher | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[decoder.Params, Metrics]:
     """Gradient of `mean_loss` and its metrics, `micro_batch_size` rows at a time."""
 
     def one(part: Batch) -> tuple[decoder.Params, Metrics]:
         loss = lambda params: mean_loss(  # noqa: E731
-            config, params, part, stage, numbers, whole=batch, frozen=frozen, mesh=mesh
+            config, params, part, stage, numbers, whole=batch, frozen=frozen, teacher=teacher, mesh=mesh
         )
         return jax.grad(loss, has_aux=True)(params)
 
@@ -119,6 +124,22 @@ def gradient(
     return jax.lax.scan(add, nothing, stacked)[0]
 
 
+class Still(NamedTuple):
+    """Weights that no step changes, as an argument of a compiled function: closed over, they would be constants."""
+
+    frozen: decoder.Params
+    teacher: decoder.Params
+
+    @classmethod
+    def of(cls, frozen: Frozen | None, teacher: Teacher | None) -> "Still":
+        return cls(*({} if part is None else part.weights for part in (frozen, teacher)))
+
+    def to(self, frozen: Frozen | None, teacher: Teacher | None) -> dict[str, Any]:
+        """The two with these weights, by name."""
+        sides = {"frozen": (frozen, self.frozen), "teacher": (teacher, self.teacher)}
+        return {name: part and part._replace(weights=weights) for name, (part, weights) in sides.items()}
+
+
 def make_step(
     config: ModelConfig,
     stage: Stage,
@@ -126,21 +147,22 @@ def make_step(
     mesh: Mesh,
     where: State,
     frozen: Frozen | None = None,
+    teacher: Teacher | None = None,
 ) -> Callable[[State, Batch, Numbers], tuple[State, Metrics]]:
     """The compiled step; the old state's memory is given to the new one."""
 
-    def step(state: State, weights: decoder.Params, batch: Batch, numbers: Numbers) -> tuple[State, Metrics]:
-        fixed = None if frozen is None else frozen._replace(weights=weights)
-        slope, metrics = gradient(config, state.params, batch, stage, numbers, frozen=fixed, mesh=mesh)
+    def step(state: State, still: Still, batch: Batch, numbers: Numbers) -> tuple[State, Metrics]:
+        how = still.to(frozen, teacher)
+        slope, metrics = gradient(config, state.params, batch, stage, numbers, **how, mesh=mesh)
         updates, moments = optimizer.update(slope, state.optimizer, state.params)
         metrics |= {"grad_norm": optax.tree.norm(slope), "useful": jnp.mean(batch["segment_ids"] > 0)}
         return State(optax.apply_updates(state.params, updates), moments), metrics
 
-    weights = {} if frozen is None else frozen.weights
+    still = Still.of(frozen, teacher)
     compiled = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(where, jax.tree.map(lambda leaf: leaf.sharding, weights), batch_sharding(mesh), replicated(mesh)),
+        in_shardings=(where, jax.tree.map(lambda leaf: leaf.sharding, still), batch_sharding(mesh), replicated(mesh)),
         out_shardings=(where, replicated(mesh)),
     )
-    return lambda state, batch, numbers=MappingProxyType({}): compiled(state, weights, batch, dict(numbers))
+    return lambda state, batch, numbers=MappingProxyType({}): compiled(state, still, batch, dict(numbers))
