@@ -282,6 +282,11 @@ def scored_params(wildcards):
     return once_indexed(params_of(name)) if name in RECIPE.stages else params_of(name)
 
 
+def yardstick(wildcards):
+    """The teacher, whom all others are compared with."""
+    return [] if wildcards.scored == RECIPE.teacher else [params_of(RECIPE.teacher)]
+
+
 def length_of(wildcards):
     """The longest example that a stage trains on, in tokens."""
     return RECIPE.stages[wildcards.stage].max_length or RECIPE.generation.max_target_length

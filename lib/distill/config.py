@@ -363,14 +363,24 @@ class Schedule(Settings):
         return self.start + share * (self.end - self.start)
 
 
+class OnPolicy(Settings):
+    """The student's own completions in place of the data's (GKD, arXiv 2306.13649), drawn from its weights as they
+    are at that step. They have the divergence alone for a loss, whatever `alpha`."""
+
+    share: float = Field(0.5, gt=0, le=1, description="λ: share of the batches that the student completes itself")
+    sampling: Sampling = Sampling()
+    slots: int = Field(64, gt=0, description="completions drawn together")
+
+
 Number = float | Schedule
 SOFT = ("teacher", "alpha", "temperature")
-SETTINGS_OF: dict[str, tuple[str, ...]] = {
-    "sft": (),
-    "logits": (*SOFT, "teacher_dtype", "divergence", "beta", "skew"),
-}
+LOGITS = (*SOFT, "teacher_dtype", "divergence", "beta", "skew")
+SETTINGS_OF: dict[str, tuple[str, ...]] = {"sft": (), "logits": LOGITS, "on_policy": (*LOGITS, "on_policy")}
 """Settings of a stage that its objective alone decides the use of."""
-NUMBERS: dict[str, tuple[str, ...]] = {"sft": (), "logits": ("alpha", "temperature", "beta")}
+NUMBERS: dict[str, tuple[str, ...]] = {
+    "sft": (),
+    **dict.fromkeys(("logits", "on_policy"), ("alpha", "temperature", "beta")),
+}
 """Those among them that are a number or its way over the steps."""
 
 
@@ -395,6 +405,7 @@ class Stage(Settings):
     temperature: Number = Field(1.0, description="that the scores of both are divided by in the divergence")
     beta: Number = Field(0.5, description="share of the teacher in what jsd compares both with")
     skew: float = Field(0.1, gt=0, lt=1, description="share of the own side in what skew_* compares with")
+    on_policy: OnPolicy = OnPolicy()
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(8, gt=0, description="rows of a step, on all devices together")
@@ -507,6 +518,8 @@ class Stage(Settings):
         unused = {"adafactor": ("beta1", "beta2")}.get(self.optimizer, ())
         if odd := [name for name in unused if getattr(self, name) != plain[name].default]:
             raise ValueError(f"optimizer {self.optimizer} does not use {' and '.join(odd)}: remove it")
+        if self.objective == "on_policy" and self.packing:
+            raise ValueError("objective on_policy: packing cannot know how long an answer will be: leave it out")
         if self.select == "best" and not self.held_out:
             raise ValueError("select: best needs held_out, the number of examples to judge by")
         return self

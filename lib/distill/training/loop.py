@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -25,6 +26,7 @@ from distill.training.finish import write_params
 from distill.training.held_out import make_judge, split
 from distill.training.log import Log
 from distill.training.objectives import scheduled
+from distill.training.on_policy import Sampler
 from distill.training.optimizer import make_optimizer
 from distill.training.speed import operations
 from distill.training.state import initial_state
@@ -106,12 +108,19 @@ def fit(
         kept.forget_metrics_after(first)
         asked = None if teacher is None else load_teacher(teacher, stage, mesh)
         run, watch = make_step(config, stage, optimizer, mesh, where, frozen, asked), Watch(name, loader, stage.spike)
+        sampler = None
+        if stage.objective == "on_policy":
+            ends = {"eos_ids": info.eos_ids, "real_vocab": info.real_vocab}
+            sampler = Sampler(config, stage, loader, mesh, frozen, **ends)
         judged: dict[str, float] = {}
         judge = apart and make_judge(config, stage, apart, loader.length, mesh, where.params, frozen, asked)
         with Log(kept.metrics, name, stage, operations(stage, loader, config, asked), loader, first, steps) as log:
             for step in range(first + 1, steps + 1):
-                batch = spread(lambda part, step=step: loader.batch(step - 1, part), stage.batch_size, sharding)
-                numbers = scheduled(stage, step, steps)
+                numbers, read = scheduled(stage, step, steps), lambda part, step=step: loader.batch(step - 1, part)
+                if sampler and sampler.chosen(step):
+                    numbers |= {"alpha": 1.0}
+                    read = partial(sampler.batch, state.params, step)
+                batch = spread(read, stage.batch_size, sharding)
                 state, metrics = run(state, batch, numbers)
                 watch.add(step, metrics)
                 # Read once: a signal that comes later finds the next step, or the end.

@@ -76,10 +76,14 @@ def log_probs(logits: Float[Array, "... V"], temperature: Any, real_vocab: int) 
     return jax.nn.log_softmax(logits / temperature, axis=-1)
 
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"sft": sft, "logits": logits}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"sft": sft, "logits": logits, "on_policy": logits}
 
 
 def scheduled(stage: Stage, step: int, steps: int) -> Numbers:
-    """Those of the objective's numbers that change from step to step, at a step, the first of which is 1."""
+    """Those of the objective's numbers that change from step to step, at a step, the first of which is 1.
+
+    on_policy has all: for the student's own batches α is 1.
+    """
     values = {name: getattr(stage, name) for name in NUMBERS[stage.objective]}
-    return {name: value.at(step, steps) for name, value in values.items() if isinstance(value, Schedule)}
+    changing = {k: v for k, v in values.items() if isinstance(v, Schedule) or stage.objective == "on_policy"}
+    return {name: Schedule.of(value).at(step, steps) for name, value in changing.items()}
