@@ -16,9 +16,17 @@ from distill.models import decoder
 from distill.models.families import config_from_hf
 from distill.models.int8 import quantize_weights
 from distill.parallel.mesh import make_mesh
-from distill.training.divergences import forward_kl, jsd, reverse_kl, skew_forward, skew_reverse, total_variation
+from distill.training.divergences import (
+    forward_kl,
+    jsd,
+    log_probs,
+    reverse_kl,
+    skew_forward,
+    skew_reverse,
+    total_variation,
+)
 from distill.training.losses import chunked_sums
-from distill.training.objectives import log_probs, objective_of, scheduled
+from distill.training.objectives import objective_of, scheduled
 from distill.training.state import State, param_shardings
 from distill.training.step import gradient as slopes
 from distill.training.step import make_step, mean_loss

@@ -51,7 +51,7 @@ def examples() -> Examples:
 
 
 def run(folder: Path, examples: Examples, out: Path, settings: dict, teacher: str = "teacher") -> list[dict]:
-    length = 24 if settings.get("packing") else None
+    length = 16 if settings.get("packing") else None
     fit(folder / "student", examples, out, Stage(**settings), "kd", teacher=folder / teacher, length=length)
     return read_jsonl(out / "metrics.jsonl")
 
@@ -69,17 +69,16 @@ def test_a_cut_run_ends_in_the_same_bits(folder, examples, tmp_path, monkeypatch
         return batch(self, step, part)
 
     whole, batch = run(folder, examples, tmp_path / "whole", STAGES[name]), Loader.batch
-    with monkeypatch.context() as patch, pytest.raises(Cut):
+    with monkeypatch.context() as patch:
         patch.setattr(Loader, "batch", cut)
-        run(folder, examples, tmp_path / "cut", STAGES[name])
+        with pytest.raises(Cut):
+            run(folder, examples, tmp_path / "cut", STAGES[name])
     assert (tmp_path / "cut/steps/2").exists()
     resumed = run(folder, examples, tmp_path / "cut", STAGES[name])
     digests = {read_info(tmp_path / part / "params").digest for part in ("whole", "cut")}
     assert len(digests) == 1
     for one, two in zip(whole, resumed, strict=True):
-        assert {k: v for k, v in one.items() if "second" not in k} == {
-            k: v for k, v in two.items() if "second" not in k
-        }
+        assert {key for key in one if one[key] != two[key]} <= {"seconds", "seconds_left", "tokens_per_second"}
         assert {"loss", "nll", "divergence", "accuracy", "operations"} <= one.keys()
     if name == "logits":
         assert whole[-1]["held_out_divergence"] > 0
@@ -105,12 +104,10 @@ def test_the_student_answers_the_prompts_of_its_batch(folder, examples) -> None:
         ids, learned = examples[loader.order(2)[row]]
         prompt, n = len(prompt_of(ids, learned)), int(batch["segment_ids"][row].sum())
         np.testing.assert_array_equal(batch["tokens"][row, :prompt], data["tokens"][row, :prompt])
-        np.testing.assert_array_equal(
-            batch["mask"][row], (np.arange(loader.length) >= prompt - 1) & (np.arange(loader.length) < n)
-        )
-        scores = decoder.logits(
-            config, params, decoder.forward(config, params, jnp.asarray(batch["tokens"][row, :n])[None])
-        )
+        places = np.arange(loader.length)
+        np.testing.assert_array_equal(batch["mask"][row], (places >= prompt - 1) & (places < n))
+        hidden = decoder.forward(config, params, jnp.asarray(batch["tokens"][row, :n])[None])
+        scores = decoder.logits(config, params, hidden)
         np.testing.assert_array_equal(batch["targets"][row, prompt - 1 : n], scores[0, prompt - 1 :, :35].argmax(-1))
     first, again, other = (drawn(step, "weighted")["targets"] for step in (3, 3, 4))
     np.testing.assert_array_equal(first, again)

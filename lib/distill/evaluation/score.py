@@ -24,9 +24,8 @@ from distill.text.chat import Template, examples_tokens, prompt_id, prompts_toke
 from distill.text.compatibility import compare
 from distill.text.sources import Conversation, read_conversations
 from distill.text.tokenizer import Tokenizer, load_tokenizer
-from distill.training.divergences import forward_kl
+from distill.training.divergences import forward_kl, log_probs
 from distill.training.losses import masked_sum, token_sums
-from distill.training.objectives import log_probs
 
 Weights = tuple[ModelConfig, decoder.Params]
 

@@ -8,11 +8,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from distill.models.layers import at_least_float32
+
 LogProbs = Float[Array, "... V"]
 Divergence = Callable[[LogProbs, LogProbs], Float[Array, "..."]]
+
+
+def log_probs(logits: Float[Array, "... V"], temperature: Any, real_vocab: int) -> LogProbs:
+    """log softmax(logits / T) over the first `real_vocab` rows: those behind are padding and have no part in it."""
+    logits = logits[..., :real_vocab].astype(at_least_float32(logits))
+    return jax.nn.log_softmax(logits / temperature, axis=-1)
 
 
 def kl(p: LogProbs, q: LogProbs) -> Float[Array, "..."]:

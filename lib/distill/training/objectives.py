@@ -1,15 +1,13 @@
 """What a stage minimises: one small function an objective, which says what `chunked_sums` is to add up."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from distill.config import NUMBERS, Schedule, Stage
-from distill.models.layers import at_least_float32
-from distill.training.divergences import divergence_of
+from distill.training.divergences import divergence_of, log_probs
 from distill.training.losses import Constants, Parts, Sums, TokenLoss, masked_sum, token_sums
 from distill.training.teacher import View
 
@@ -68,12 +66,6 @@ def logits(stage: Stage, batch: Batch, numbers: Numbers, view: View) -> Objectiv
 
     parts = {"targets": batch["targets"], "mask": batch["mask"], "teacher": view.hidden}
     return Objective(loss, parts, {"head": view.head, "numbers": numbers})
-
-
-def log_probs(logits: Float[Array, "... V"], temperature: Any, real_vocab: int) -> Float[Array, "... R"]:
-    """log softmax(logits / T) over the first `real_vocab` rows: padding has no part in it."""
-    logits = logits[..., :real_vocab].astype(at_least_float32(logits))
-    return jax.nn.log_softmax(logits / temperature, axis=-1)
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {"sft": sft, "logits": logits, "on_policy": logits}
