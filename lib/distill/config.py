@@ -372,9 +372,22 @@ class OnPolicy(Settings):
     slots: int = Field(64, gt=0, description="completions drawn together")
 
 
+class HiddenStates(Settings):
+    """What layers of the student give is drawn towards what layers of the teacher give, beside the objective.
+
+    Where the widths differ, a matrix is learned that leads from one to the other; it is not part of the student.
+    """
+
+    layers: Literal["even"] | dict[int, int] = Field(
+        "even", description="{student's: teacher's}, the first is 0; even: every one of the student's, last on last"
+    )
+    loss: Literal["cosine", "mse"] = "cosine"
+    weight: float = Field(1.0, gt=0)
+
+
 Number = float | Schedule
 SOFT = ("teacher", "alpha", "temperature")
-LOGITS = (*SOFT, "teacher_dtype", "divergence", "beta", "skew")
+LOGITS = (*SOFT, "teacher_dtype", "divergence", "beta", "skew", "hidden_states")
 SETTINGS_OF: dict[str, tuple[str, ...]] = {"sft": (), "logits": LOGITS, "on_policy": (*LOGITS, "on_policy")}
 """Settings of a stage that its objective alone decides the use of."""
 NUMBERS: dict[str, tuple[str, ...]] = {
@@ -405,6 +418,7 @@ class Stage(Settings):
     temperature: Number = Field(1.0, description="that the scores of both are divided by in the divergence")
     beta: Number = Field(0.5, description="share of the teacher in what jsd compares both with")
     skew: float = Field(0.1, gt=0, lt=1, description="share of the own side in what skew_* compares with")
+    hidden_states: HiddenStates | None = None
     on_policy: OnPolicy = OnPolicy()
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)

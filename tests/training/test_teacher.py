@@ -22,7 +22,8 @@ from distill.training.loop import fit
 from distill.training.on_policy import Sampler, prompt_of
 
 STAGE = {"init": "-", "steps": 6, "batch_size": 8, "learning_rate": 3e-3, "checkpoint_every": 2, "log_every": 1}
-OWN = {**STAGE, "objective": "on_policy", "divergence": "jsd", "alpha": 0.5, "on_policy": {"share": 0.5, "slots": 8}}
+OWN = {**STAGE, "objective": "on_policy", "divergence": "jsd", "alpha": 0.5, "on_policy": {"share": 0.5, "slots": 8},
+       "hidden_states": {"layers": {1: 2}, "weight": 0.5}}  # fmt: skip
 STAGES = {
     "logits": {**STAGE, "objective": "logits", "alpha": {"start": 1, "end": 0.5}, "held_out": 2, "packing": True,
                "lora": {"rank": 2}, "teacher_dtype": "int8"},
@@ -34,7 +35,8 @@ STAGES = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`student` and a wider `teacher` as params."""
     folder = tmp_path_factory.mktemp("pair")
-    for seed, (name, changes) in enumerate({"student": {}, "teacher": {"vocab_size": 48}}.items()):
+    wider = {"vocab_size": 48, "hidden_size": 48, "num_hidden_layers": 3, "num_key_value_heads": 4}
+    for seed, (name, changes) in enumerate({"student": {}, "teacher": wider}.items()):
         import_checkpoint(tiny_llama(folder / f"{name}-hf", seed=seed, **changes), folder / name, dtype="float32",
                           origin=name)  # fmt: skip
     return folder

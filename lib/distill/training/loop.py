@@ -24,6 +24,7 @@ from distill.text.tokenizer import load_tokenizer
 from distill.training.checkpoints import LOSS, Steps
 from distill.training.finish import write_params
 from distill.training.held_out import make_judge, split
+from distill.training.hidden_states import student_of
 from distill.training.log import Log
 from distill.training.objectives import scheduled
 from distill.training.on_policy import Sampler
@@ -103,10 +104,11 @@ def fit(
     steps = _steps(loader, stage, name)
     optimizer, sharding = make_optimizer(stage, steps), batch_sharding(mesh)
     with alone(folder), until_told() as told, Steps(folder / "steps", identity, stage.keep) as kept:
-        config, state, where, frozen = initial_state(init, stage, optimizer, mesh)
+        asked = None if teacher is None else load_teacher(teacher, stage, mesh)
+        start = initial_state(init, stage, optimizer, mesh, None if asked is None else asked.config)
+        config, state, where, frozen = start
         first, state = kept.restore(state, where)
         kept.forget_metrics_after(first)
-        asked = None if teacher is None else load_teacher(teacher, stage, mesh)
         run, watch = make_step(config, stage, optimizer, mesh, where, frozen, asked), Watch(name, loader, stage.spike)
         sampler = None
         if stage.objective == "on_policy":
@@ -145,7 +147,7 @@ def fit(
             chosen, judged = best[0], {LOSS: best[1]}
             state = kept.read(chosen, state, where)
         kept.finish()
-        digest = write_params(init, folder, config, state.params, frozen)
+        digest = write_params(init, folder, config, student_of(state.params), frozen)
         if is_first():
             shutil.copyfile(kept.metrics, folder / "metrics.jsonl")
             final = {"schema": SCHEMA_VERSION, "stage": name, "step": chosen, "digest": digest, **counts}

@@ -18,7 +18,7 @@ def masked_sum(values: Float[Array, "B T"], mask: Float[Array, "B T"]) -> tuple[
 
 class Sums(NamedTuple):
     """Over the tokens that count: the loss that is minimised, the NLL (nats), how many were right, and the
-    divergence from the teacher (nats) where there is one.
+    divergence from the teacher (nats) and how far hidden states are apart, where there is one.
 
     A token is right when no other has a higher score. Only `loss` has a gradient.
     """
@@ -27,6 +27,7 @@ class Sums(NamedTuple):
     nll: Array
     correct: Array
     divergence: Array | None = None
+    hidden: Array | None = None
 
 
 def token_sums(

@@ -16,6 +16,7 @@ from distill.models import decoder
 from distill.models.config import ModelConfig
 from distill.parallel.mesh import replicated
 from distill.training.adapters import merge
+from distill.training.hidden_states import student_of
 from distill.training.state import Frozen
 
 OWN = 4  # the stream of random numbers that chooses batches and seeds samples
@@ -55,7 +56,7 @@ class Sampler:
 
     def batch(self, params: decoder.Params, step: int, part: slice) -> dict[str, np.ndarray]:
         """The batch that makes `step`, or a part of its rows: prompts of the data, answers of these params."""
-        weights = self.whole(params, {} if self.frozen is None else self.frozen.weights)
+        weights = self.whole(student_of(params), {} if self.frozen is None else self.frozen.weights)
         self._renew(jax.tree.map(lambda leaf: leaf.addressable_data(0), weights))
         rows = range((step - 1) * self.loader.batch_size, step * self.loader.batch_size)[part]
         prompts = [prompt_of(*self.loader.examples[int(self.loader.rows.row(row)[0])]) for row in rows]

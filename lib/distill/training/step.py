@@ -14,6 +14,7 @@ from distill.models import decoder
 from distill.models.config import ModelConfig
 from distill.models.lora import Adapters
 from distill.parallel.mesh import batch_sharding, replicated
+from distill.training.hidden_states import PROJECTIONS, apart, pairs, student_of
 from distill.training.losses import Sums, chunked_sums
 from distill.training.objectives import Batch, Numbers, objective_of
 from distill.training.state import Frozen, State
@@ -35,24 +36,32 @@ def batch_sums(
 ) -> tuple[Sums, jax.Array]:
     """Sums over the completions' tokens, and over all real tokens of how unevenly their row asks its experts.
 
-    params: the weights; or with `frozen` weights the adapters on them. numbers: see `objectives.scheduled`.
+    params: the weights, or with `frozen` weights the adapters on them; and projections of hidden states.
+    numbers: see `objectives.scheduled`.
     """
+    projections, params = params.get(PROJECTIONS, {}), student_of(params)
     weights, adapters = (params, None) if frozen is None else (frozen.weights, Adapters(params, frozen.scale))
     inputs = batch["tokens"], batch["segment_ids"], batch["positions"]
     as_they_are = stage.dtype == "float32" and frozen is None  # learned weights are float32, frozen ones any type
     dtype = None if as_they_are else jnp.dtype(stage.dtype)
+    matched = stage.hidden_states if teacher is not None else None
+    states: list | None = None if matched is None else []
     hidden, uneven = decoder.forward_with_balance(
         config, weights, *inputs, remat=stage.remat, mesh=mesh, dtype=dtype, adapters=adapters,
-        balanced=stage.balance_loss > 0,
+        balanced=stage.balance_loss > 0, states=states,
     )  # fmt: skip
 
     def score(hidden: jax.Array, head: jax.Array) -> jax.Array:
         return decoder.scores(config, hidden, head.astype(hidden.dtype))
 
-    seen = None if teacher is None else view(teacher, batch, mesh)
+    seen = None if teacher is None else view(teacher, batch, mesh, layers=matched is not None)
     loss, parts, constants = objective_of(stage, batch, numbers or {}, seen)
     head = weights["embed"] if config.tied else weights["head"]
     sums = chunked_sums(score, loss, hidden, head, parts, constants)
+    if matched is not None:
+        layers = pairs(matched, config, teacher.config)
+        far = apart(matched, layers, jnp.concatenate(states), seen.states, projections, batch["mask"])
+        sums = sums._replace(loss=sums.loss + matched.weight * far, hidden=far)
     return sums, jnp.sum(uneven * jnp.sum(batch["segment_ids"] > 0, axis=1))
 
 
@@ -71,7 +80,7 @@ def mean_loss(
     """What a step minimises, and its parts as means over the completions' tokens.
 
     Parts: `loss`, for sft the NLL (nats), else what is minimised, with `nll` and `divergence` (nats) beside it;
-    `accuracy`, the share of right tokens.
+    `accuracy`, the share of right tokens; `hidden`, how far matched hidden states are apart.
 
     whole: the global batch that `batch` is some rows of, by whose number of tokens it is divided: over its parts
     the losses, metrics and gradients add up to those of the whole, however it is split.
@@ -82,6 +91,8 @@ def mean_loss(
     loss, metrics = sums.loss / tokens, {"loss": sums.nll / tokens, "accuracy": sums.correct / tokens}
     if sums.divergence is not None:
         metrics |= {"loss": loss, "nll": sums.nll / tokens, "divergence": sums.divergence / tokens}
+    if sums.hidden is not None:
+        metrics["hidden"] = sums.hidden / tokens
     if stage.balance_loss:
         metrics["balance"] = uneven / jnp.maximum(jnp.sum(whole["segment_ids"] > 0), 1)
         loss = loss + stage.balance_loss * metrics["balance"]

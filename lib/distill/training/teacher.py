@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
@@ -35,6 +36,7 @@ class View(NamedTuple):
     hidden: Float[Array, "B T D"]
     head: Float[Array, "V D"]
     real_vocab: int
+    states: Float[Array, "L B T D"] | None = None
 
 
 def load_teacher(params: Path, stage: Stage, mesh: Mesh) -> Teacher:
@@ -46,13 +48,14 @@ def load_teacher(params: Path, stage: Stage, mesh: Mesh) -> Teacher:
     return Teacher(config, jax.device_put(weights, param_shardings(config, weights, mesh)), info.real_vocab)
 
 
-def view(teacher: Teacher, batch: dict[str, jax.Array], mesh: Mesh | None = None) -> View:
-    """What the teacher makes of a batch, without a gradient."""
+def view(teacher: Teacher, batch: dict[str, jax.Array], mesh: Mesh | None = None, *, layers: bool = False) -> View:
+    """What the teacher makes of a batch, without a gradient. layers: with what each of its layers gives."""
     config, weights = teacher.config, jax.lax.stop_gradient(teacher.weights)
-    hidden = decoder.forward(config, weights, batch["tokens"], batch["segment_ids"], batch["positions"], mesh=mesh)
+    inputs, states = (batch["tokens"], batch["segment_ids"], batch["positions"]), [] if layers else None
+    hidden, _ = decoder.forward_with_balance(config, weights, *inputs, mesh=mesh, balanced=False, states=states)
     head = wide(weights["embed"] if config.tied else weights["head"])
 
     def score(hidden: Array, head: Array) -> Array:
         return decoder.scores(config, hidden, head.astype(hidden.dtype))
 
-    return View(score, jax.lax.stop_gradient(hidden), head, teacher.real_vocab)
+    return View(score, hidden, head, teacher.real_vocab, jnp.concatenate(states) if states else None)
