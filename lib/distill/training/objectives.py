@@ -61,8 +61,9 @@ def logits(stage: Stage, batch: Batch, numbers: Numbers, view: View) -> Objectiv
         p, q = (log_probs(side, given["temperature"], real) for side in (teacher, logits))
         apart = divergence_of(stage.divergence, given["beta"], stage.skew)(p, q)
         divergence = masked_sum(apart, mask)[0]
-        alpha, scale = given["alpha"], given["temperature"] ** 2
-        return sums._replace(loss=alpha * scale * divergence + (1 - alpha) * sums.loss, divergence=divergence)
+        soft, alpha = given["temperature"] ** 2 * divergence, given["alpha"]
+        whole = isinstance(alpha, float) and alpha == 1.0  # else the gradient of NLL would be computed to be dropped
+        return sums._replace(loss=soft if whole else alpha * soft + (1 - alpha) * sums.loss, divergence=divergence)
 
     parts = {"targets": batch["targets"], "mask": batch["mask"], "teacher": view.hidden}
     return Objective(loss, parts, {"head": view.head, "numbers": numbers})
