@@ -259,6 +259,19 @@ def init_of(wildcards):
     return params_of(RECIPE.stages[wildcards.stage].init)
 
 
+def asked_teacher(wildcards):
+    """The model that an objective asks for its logits while the stage trains."""
+    teacher = RECIPE.teacher_of(wildcards.stage)
+    return [params_of(teacher)] if teacher else []
+
+
+def soft_objectives():
+    """What the recipe's teacher and student must be open to: a stage's other pairs are compared when it trains."""
+    pairs = {name: (RECIPE.teacher_of(name), RECIPE.stages[RECIPE.lineage(name)[-1]].init) for name in RECIPE.stages}
+    ours = [name for name, pair in pairs.items() if pair == (RECIPE.teacher, RECIPE.student)]
+    return [f"--objective={name}={RECIPE.stages[name].objective}" for name in ours]
+
+
 def training_data(wildcards):
     """What the run itself makes of a stage's data: the dataset's folder, the prompts with the original answers."""
     if not from_prompts(wildcards.stage):
@@ -278,6 +291,11 @@ def scored_params(wildcards):
     """What is evaluated; a model need not wait for the index, a stage does."""
     name = wildcards.scored
     return once_indexed(params_of(name)) if name in RECIPE.stages else params_of(name)
+
+
+def yardstick(wildcards):
+    """The teacher, whom all others are compared with."""
+    return [] if wildcards.scored == RECIPE.teacher else [params_of(RECIPE.teacher)]
 
 
 def length_of(wildcards):

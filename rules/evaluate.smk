@@ -8,11 +8,13 @@ out: evaluation/{scored}.json, summary.json
 rule evaluate:
     input:
         params=scored_params,
+        teacher=yardstick,
         data=FILES["evaluation"],
     output:
         "<run>/evaluation/{scored}.json",
     params:
         evaluation=settings(RECIPE.evaluation),
+        teacher=lambda w, input: [f"--teacher={path}" for path in input.teacher],
         max_target_length=answer_length,
         template=RECIPE.prompts.chat_template,
         code=code("evaluate"),
@@ -28,6 +30,7 @@ rule evaluate:
     shell:
         '"$PYTHON" "$SCRIPTS/leave_server.py" && "$PYTHON" "$SCRIPTS"/evaluate.py'
         " --params {input.params:q}"
+        " {params.teacher:q}"
         " --name {wildcards.scored:q}"
         " --evaluation {params.evaluation:q}"
         " --max-target-length {params.max_target_length}"

@@ -81,6 +81,7 @@ rule check_pair:
     output:
         "<run>/compatibility.json",
     params:
+        objectives=soft_objectives(),
         code=code("check_pair"),
     log:
         "<logs>/check_pair.log",
@@ -93,5 +94,6 @@ rule check_pair:
         '"$PYTHON" "$SCRIPTS"/check_pair.py'
         " --teacher {input.teacher:q}"
         " --student {input.student:q}"
+        " {params.objectives:q}"
         " --out {output:q}"
         " 2>&1 | tee -i {log:q} >&2"

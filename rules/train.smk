@@ -1,6 +1,6 @@
 """Students.
 
-in:  params/ of the stage's init, its data: dataset/, prompts/{batch}.jsonl with the original answers, published sets
+in:  params/ of the stage's init and of a teacher that it asks, its data: dataset/, prompts/{batch}.jsonl with the original answers, published sets
 out: students/{stage}/params/, final.json, metrics.jsonl; steps/ beside them is the loop's own
 """
 
@@ -8,6 +8,7 @@ out: students/{stage}/params/, final.json, metrics.jsonl; steps/ beside them is 
 rule train:
     input:
         init=init_of,
+        teacher=asked_teacher,
         data=training_data,
         published=published_files,
     output:
@@ -17,6 +18,7 @@ rule train:
     params:
         folder=lambda w, output: Path(output.params).parent,
         stage=stage_settings,
+        teacher=lambda w, input: [f"--teacher={path}" for path in input.teacher],
         template=RECIPE.prompts.chat_template,
         max_length=length_of,
         code=code("train"),
@@ -32,6 +34,7 @@ rule train:
     shell:
         '"$PYTHON" "$SCRIPTS/leave_server.py" && "$PYTHON" "$SCRIPTS"/train.py'
         " --init {input.init:q}"
+        " {params.teacher:q}"
         " --stage {params.stage:q}"
         " --name {wildcards.stage:q}"
         " --template {params.template}"

@@ -15,13 +15,23 @@ PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.option("--init", type=PATH, required=True, help="params folder to start from")
+@click.option("--teacher", type=PATH, help="params folder of the model that is asked for its logits")
 @click.option("--stage", required=True, help="the stage's settings, JSON")
 @click.option("--name", required=True, help="the stage's name")
 @click.option("--template", type=click.Choice(["tokenizer", "none"]), required=True, help="chat template")
 @click.option("--max-length", type=int, required=True, help="longer examples are dropped, in tokens")
 @click.option("--folder", type=PATH, required=True, help="the student's folder")
 @click.argument("data", type=PATH, nargs=-1)
-def main(init: Path, stage: str, name: str, template: str, max_length: int, folder: Path, data: tuple[Path]) -> None:
+def main(
+    init: Path,
+    teacher: Path | None,
+    stage: str,
+    name: str,
+    template: str,
+    max_length: int,
+    folder: Path,
+    data: tuple[Path, ...],
+) -> None:
     """Train one stage's student on DATA, as it needs them: a dataset folder, prompt files with original answers."""
     with explained():
         leave_with_parent()
@@ -30,7 +40,7 @@ def main(init: Path, stage: str, name: str, template: str, max_length: int, fold
         shards = "data/train-*.parquet"
         files = [file for path in data for file in (sorted(path.glob(shards)) if path.is_dir() else [path])]
         settings = Stage.model_validate_json(stage)
-        train(init, files, folder, settings, name, template=template, max_length=max_length)
+        train(init, files, folder, settings, name, template=template, max_length=max_length, teacher=teacher)
 
 
 if __name__ == "__main__":

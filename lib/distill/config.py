@@ -4,20 +4,22 @@ A recipe stands alone: a field that it leaves out has the default given here, ne
 """
 
 import difflib
+import math
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from distill.errors import DistillError
 from distill.files import digest
 from distill.seeds import with_seeds
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Objective = Literal["sft", "logits", "topk_logits", "on_policy", "aligned_logits"]
 MADE_HERE = ("generated", "original")  # data that a recipe's own prompts give
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
@@ -336,6 +338,65 @@ class MeshShape(Settings):
         return self
 
 
+class Schedule(Settings):
+    """A number that goes from `start` at the first step to `end` at the last."""
+
+    start: float
+    end: float
+    kind: Literal["constant", "linear", "cosine"] = "linear"
+
+    @model_validator(mode="after")
+    def _still(self) -> "Schedule":
+        if self.kind == "constant" and self.start != self.end:
+            raise ValueError(f"constant does not go from {self.start:g} to {self.end:g}: take linear or cosine")
+        return self
+
+    @classmethod
+    def of(cls, value: "float | Schedule") -> "Schedule":
+        """A number as a schedule that stays there."""
+        return value if isinstance(value, Schedule) else cls(start=value, end=value, kind="constant")
+
+    def at(self, step: int, steps: int) -> float:
+        """The number at a step, from 1 to `steps`."""
+        done = (step - 1) / max(1, steps - 1)
+        share = (1 - math.cos(math.pi * done)) / 2 if self.kind == "cosine" else done
+        return self.start + share * (self.end - self.start)
+
+
+class OnPolicy(Settings):
+    """The student's own completions in place of the data's (GKD, arXiv 2306.13649), drawn from its weights as they
+    are at that step. They have the divergence alone for a loss, whatever `alpha`."""
+
+    share: float = Field(0.5, gt=0, le=1, description="λ: share of the batches that the student completes itself")
+    sampling: Sampling = Sampling()
+    slots: int = Field(64, gt=0, description="completions drawn together")
+
+
+class HiddenStates(Settings):
+    """What layers of the student give is drawn towards what layers of the teacher give, beside the objective.
+
+    Where the widths differ, a matrix is learned that leads from one to the other; it is not part of the student.
+    """
+
+    layers: Literal["even"] | dict[int, int] = Field(
+        "even", description="{student's: teacher's}, the first is 0; even: every one of the student's, last on last"
+    )
+    loss: Literal["cosine", "mse"] = "cosine"
+    weight: float = Field(1.0, gt=0)
+
+
+Number = float | Schedule
+SOFT = ("teacher", "alpha", "temperature")
+LOGITS = (*SOFT, "teacher_dtype", "divergence", "beta", "skew", "hidden_states")
+SETTINGS_OF: dict[str, tuple[str, ...]] = {"sft": (), "logits": LOGITS, "on_policy": (*LOGITS, "on_policy")}
+"""Settings of a stage that its objective alone decides the use of."""
+NUMBERS: dict[str, tuple[str, ...]] = {
+    "sft": (),
+    **dict.fromkeys(("logits", "on_policy"), ("alpha", "temperature", "beta")),
+}
+"""Those among them that are a number or its way over the steps."""
+
+
 class Stage(Settings):
     """One training run. `init` is a model or an earlier stage."""
 
@@ -345,7 +406,20 @@ class Stage(Settings):
         "completion", description="the last turn, or an assistant's all"
     )
     overlong: Literal["drop", "cut"] = Field("drop", description="what happens to examples over max_length")
-    objective: Literal["sft"] = "sft"
+    objective: Objective = "sft"
+    teacher: str | None = Field(None, description="the model that is asked for its logits; the recipe's by default")
+    teacher_dtype: Literal["float32", "bfloat16", "int8"] | None = Field(
+        None, description="what its weights are held in; as they are stored when left out"
+    )
+    divergence: Literal[
+        "forward_kl", "reverse_kl", "jsd", "skew_forward", "skew_reverse", "total_variation"
+    ] = "forward_kl"  # fmt: skip
+    alpha: Number = Field(1.0, description="share of the divergence in the loss, the rest is NLL")
+    temperature: Number = Field(1.0, description="that the scores of both are divided by in the divergence")
+    beta: Number = Field(0.5, description="share of the teacher in what jsd compares both with")
+    skew: float = Field(0.1, gt=0, lt=1, description="share of the own side in what skew_* compares with")
+    hidden_states: HiddenStates | None = None
+    on_policy: OnPolicy = OnPolicy()
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(8, gt=0, description="rows of a step, on all devices together")
@@ -399,6 +473,11 @@ class Stage(Settings):
         return data
 
     @property
+    def asks_teacher(self) -> bool:
+        """Whether a teacher is in memory while it trains."""
+        return "teacher_dtype" in SETTINGS_OF[self.objective]
+
+    @property
     def data_in_words(self) -> str:
         """`generated`, or its sources with their weights."""
         return " + ".join(f"{part.weight:g} {part.source}" if part.weight else part.source for part in self.data)
@@ -406,9 +485,9 @@ class Stage(Settings):
     @model_validator(mode="before")
     @classmethod
     def _built(cls, values: Any) -> Any:
-        later = ("logits", "topk_logits", "on_policy", "aligned_logits")
+        later = set(get_args(Objective)) - set(NUMBERS)
         if isinstance(values, dict) and values.get("objective") in later:
-            raise ValueError(f"objective {values['objective']} is not built yet: sft is")
+            raise ValueError(f"objective {values['objective']} is not built yet: {', '.join(NUMBERS)} is")
         return values
 
     @model_validator(mode="after")
@@ -419,6 +498,32 @@ class Stage(Settings):
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than steps ({self.steps})")
         return self
 
+    @field_validator("alpha", "temperature", "beta")
+    @classmethod
+    def _in_range(cls, value: Number, info: ValidationInfo) -> Number:
+        least, most = sorted((Schedule.of(value).start, Schedule.of(value).end))
+        if info.field_name == "temperature" and least <= 0:
+            raise ValueError(f"{least:g} must be above 0: scores are divided by it")
+        if info.field_name == "alpha" and not 0 <= least <= most <= 1:
+            raise ValueError(f"{least if least < 0 else most:g} must be between 0 (NLL alone) and 1 (none of it)")
+        if info.field_name == "beta" and not 0 < least <= most < 1:
+            raise ValueError("must be between 0 and 1; at its ends jsd is zero: take forward_kl or reverse_kl")
+        return value
+
+    @model_validator(mode="after")
+    def _objective_uses_what_is_given(self) -> "Stage":
+        plain, used = type(self).model_fields, SETTINGS_OF[self.objective]
+        known = dict.fromkeys(name for names in SETTINGS_OF.values() for name in names)
+        given = [name for name in known if getattr(self, name) != plain[name].default]
+        if odd := [name for name in given if name not in used]:
+            raise ValueError(f"objective {self.objective} does not use {' and '.join(odd)}: remove it")
+        for name, users in (("beta", ("jsd",)), ("skew", ("skew_forward", "skew_reverse"))):
+            if name in given and self.divergence not in users:
+                raise ValueError(
+                    f"divergence {self.divergence} does not use {name}, {' and '.join(users)} does: remove it"
+                )
+        return self
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Stage":
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
@@ -427,6 +532,8 @@ class Stage(Settings):
         unused = {"adafactor": ("beta1", "beta2")}.get(self.optimizer, ())
         if odd := [name for name in unused if getattr(self, name) != plain[name].default]:
             raise ValueError(f"optimizer {self.optimizer} does not use {' and '.join(odd)}: remove it")
+        if self.objective == "on_policy" and self.packing:
+            raise ValueError("objective on_policy: packing cannot know how long an answer will be: leave it out")
         if self.select == "best" and not self.held_out:
             raise ValueError("select: best needs held_out, the number of examples to judge by")
         return self
@@ -533,6 +640,9 @@ class Recipe(Settings):
                 raise ValueError(
                     f"stages.{name}.init: {stage.init} is neither a model nor a stage{did_you_mean(stage.init, known)}"
                 )
+            if stage.teacher is not None and stage.teacher not in self.models:
+                close = did_you_mean(stage.teacher, self.models)
+                raise ValueError(f"stages.{name}.teacher: {stage.teacher} is not among models{close}")
         for name in self.stages:
             self.lineage(name)
         if self.dataset.completions == "own" and self.generation.num_generations > 1:
@@ -550,6 +660,11 @@ class Recipe(Settings):
         if self.dataset.verifier and unknown:
             raise ValueError("dataset.verifier needs prompts.reference, the column of right answers")
         return self
+
+    def teacher_of(self, stage: str) -> str | None:
+        """The model whose logits a stage asks for while it trains, or None where it asks for none."""
+        settings = self.stages[stage]
+        return settings.teacher or self.teacher if settings.asks_teacher else None
 
     def lineage(self, stage: str) -> list[str]:
         """`stage` and the stages it builds on, newest first; a cycle is a ValueError."""

@@ -1,5 +1,6 @@
 """Scores are what the model does: greedy answers judged, references weighed."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -27,10 +28,10 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "params"
 
 
-def score(params: Path, rows: list[dict], folder: Path, **changes) -> dict:
+def score(params: Path, rows: list[dict], folder: Path, teacher: Path | None = None, **changes) -> dict:
     write_jsonl(folder / "rows.jsonl", rows)
     settings = Evaluation(source=str(folder / "rows.jsonl"), batch_size=2, **changes)
-    evaluate(params, settings, 40, folder / "out.json", name="tiny", template="tokenizer")
+    evaluate(params, settings, 40, folder / "out.json", name="tiny", template="tokenizer", teacher=teacher)
     return read_json(folder / "out.json")
 
 
@@ -55,6 +56,37 @@ def test_nll_is_the_mean_over_all_reference_tokens(params: Path, tmp_path: Path)
         total, count = total + sum(own), count + len(own)
     assert scores["tokens"] == count == sum(len(word) + 1 for word in WORDS)  # the EOS counts
     assert scores["nll"] == pytest.approx(total / count, abs=1e-4)
+
+
+def test_kl_is_the_mean_over_the_same_tokens(params: Path, tmp_path: Path) -> None:
+    """From a teacher of another width, whose padding has no mass; from one of another tokenizer there is none."""
+    import_checkpoint(
+        tiny_llama(tmp_path / "hf", seed=1, vocab_size=48), tmp_path / "teacher", dtype="float32", origin="t"
+    )
+    scores = score(params, asked(WORDS, WORDS), tmp_path, reference="right", teacher=tmp_path / "teacher")
+    sides = [load_weights(folder) for folder in (tmp_path / "teacher", params)]
+    tokenizer, total, same = load_tokenizer(params / "tokenizer"), 0.0, 0
+    for word in WORDS:
+        turns = [{"role": "user", "content": word}, {"role": "assistant", "content": word}]
+        ids, mask = example_tokens(tokenizer, turns, "tokenizer")
+        learned = np.asarray(mask[1:]) > 0
+        logits = [
+            np.asarray(decoder.logits(*side, decoder.forward(*side, np.asarray([ids[:-1]]))), np.float64)[
+                0, learned, :35
+            ]
+            for side in sides
+        ]
+        p, q = (np.exp(each) / np.exp(each).sum(-1, keepdims=True) for each in logits)
+        total += (p * np.log(p / q)).sum()
+        same += (p.argmax(-1) == q.argmax(-1)).sum()
+    assert scores["kl"] == pytest.approx(total / scores["tokens"], rel=1e-4)
+    assert scores["agreement"] == pytest.approx(same / scores["tokens"])
+    other = json.loads((tmp_path / "teacher/tokenizer/tokenizer.json").read_text())
+    other["model"]["vocab"]["!"] = 35
+    (tmp_path / "teacher/tokenizer/tokenizer.json").write_text(json.dumps(other))
+    scores = score(params, asked(WORDS, WORDS), tmp_path, reference="right", teacher=tmp_path / "teacher")
+    assert (scores["kl"], scores["agreement"]) == (None, None)
+    assert scores["nll"] is not None
 
 
 def test_exact_match_is_the_share_of_right_answers(params: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from project import Project
 
 from distill.files import read_json
@@ -33,3 +34,17 @@ def test_a_second_stage_goes_on_from_the_first(project: Project) -> None:
     assert project.stale(FINAL) == {"train original"}
     project.recipe(stages__original=ORIGINAL, stages__sft__learning_rate=1e-4)
     assert project.stale(FINAL) == {"train sft", "train original"}
+
+
+def test_a_stage_that_asks_the_teacher(project: Project) -> None:
+    kd = {"init": "student", "objective": "logits", "steps": 4, "batch_size": 2, "log_every": 1, "temperature": 2.0}
+    project.recipe(stages__kd=kd)
+    target = "results/tiny/students/kd/final.json"
+    assert project.run(target) == ["train kd"]
+    rows = (project.run_folder / "students/kd/metrics.jsonl").read_text().splitlines()
+    assert all(row["loss"] == pytest.approx(4 * row["divergence"]) for row in map(json.loads, rows))
+    assert project.stale(target) == set()
+    project.recipe(stages__kd=kd | {"divergence": "jsd"})
+    assert project.stale(target) == {"train kd"}
+    project.recipe(stages__kd=kd | {"teacher": "student"})
+    assert project.stale(target) == {"train kd"}

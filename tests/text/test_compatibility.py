@@ -5,10 +5,10 @@ from tokenizers_for_tests import CHATML, ZEPHYR, byte_tokenizer
 
 from distill.errors import DistillError
 from distill.files import write_json
-from distill.text.compatibility import compare
+from distill.text.compatibility import compare, must_be_open
 from distill.text.tokenizer import load_tokenizer
 
-LOGITS = ("logits", "topk_logits", "aligned_logits")
+LOGITS = ("logits", "topk_logits", "on_policy")
 
 
 def params(folder: Path, template: str | None = CHATML, rows: int | None = None, **options: object) -> Path:
@@ -58,6 +58,13 @@ def test_different_token_maps_leave_text(tmp_path: Path) -> None:
     assert not checks["token_maps"]
     assert objectives == {"sft": True} | dict.fromkeys(LOGITS, False)
     assert "ids do not mean the same to both (10 tokens have the same id" in found["objectives"]["logits"]["why"]
+
+
+def test_what_is_not_open_is_refused_with_what_is(tmp_path: Path) -> None:
+    found = compare(params(tmp_path / "a"), params(tmp_path / "b", extra=("<new>",)))
+    must_be_open({"one": "sft"}, found)
+    with pytest.raises(DistillError, match=r"stage kd: objective logits is not open .* same id.*: take one of sft$"):
+        must_be_open({"one": "sft", "kd": "logits"}, found)
 
 
 def test_templates_and_special_tokens_are_compared_by_what_they_are(tmp_path: Path) -> None:

@@ -8,50 +8,24 @@ import numpy as np
 import optax
 import pytest
 from golden_models import QUICKLY
-from tiny_models import tiny_config
+from tiny_training import CONFIG, PARAMS, assert_close, batch, fresh
 
 from distill.config import Stage
 from distill.data.loader import Loader
 from distill.data.masking import Examples
 from distill.models import decoder
-from distill.models.families import config_from_hf
 from distill.parallel.mesh import make_mesh
 from distill.training.losses import chunked_sums, masked_sum, token_sums
+from distill.training.objectives import objective_of
 from distill.training.optimizer import learning_rate, make_optimizer
 from distill.training.state import State, param_shardings
 from distill.training.step import gradient as slopes
 from distill.training.step import make_step, mean_loss
 
-CONFIG = config_from_hf(tiny_config())
-
-
-def fresh() -> decoder.Params:
-    """The same weights each time, in memory of their own."""
-    return decoder.stack(CONFIG, decoder.init(CONFIG, jax.random.key(0)))
-
-
-PARAMS = fresh()
 STAGE = Stage(init="-", steps=10)
 compiled = partial(jax.jit, compiler_options=QUICKLY)
 plain = compiled(partial(slopes, CONFIG, stage=STAGE))
 gradient = compiled(jax.value_and_grad(lambda params, batch: mean_loss(CONFIG, params, batch, STAGE)[0]))
-
-
-def batch(lengths: list[int], width: int, prompt: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
-    """A row for each length; the first `prompt` tokens of each are not learned."""
-    rows = [np.random.default_rng([seed, i]).integers(6, 35, n + 1) for i, n in enumerate(lengths)]
-    out = {name: np.zeros((len(rows), width), np.int32) for name in ("tokens", "targets", "positions", "segment_ids")}
-    out["mask"] = np.zeros((len(rows), width), np.float32)
-    for i, row in enumerate(rows):
-        n = len(row) - 1
-        out["tokens"][i, :n], out["targets"][i, :n] = row[:-1], row[1:]
-        out["positions"][i, :n], out["segment_ids"][i, :n] = np.arange(n), 1
-        out["mask"][i, prompt - 1 : n] = 1
-    return out
-
-
-def assert_close(left: decoder.Params, right: decoder.Params, atol: float = 1e-6) -> None:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), left, right)
 
 
 def test_padding_changes_neither_loss_nor_gradient() -> None:
@@ -233,12 +207,13 @@ def test_chunks_change_neither_loss_nor_gradient(chunk: int | None, softcap: flo
     config = CONFIG.model_copy(update={"logit_softcap": softcap})
     data, hidden = batch([8, 12, 5], 16), jax.random.normal(jax.random.key(1), (3, 16, 32))
     score = partial(decoder.scores, config)
+    loss, parts, _ = objective_of(STAGE, data, {})
 
     def whole(hidden: jax.Array, head: jax.Array) -> jax.Array:
         return token_sums(score(hidden, head), data["targets"], data["mask"]).loss / 7
 
     def chunked(hidden: jax.Array, head: jax.Array) -> jax.Array:
-        return chunked_sums(score, hidden, head, data["targets"], data["mask"], 0.0, chunk).loss / 7
+        return chunked_sums(score, loss, hidden, head, parts, {}, chunk).loss / 7
 
     both = [jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(hidden, PARAMS["embed"]) for f in (whole, chunked)]
     assert float(both[0][0]) == pytest.approx(float(both[1][0]), abs=1e-6)
@@ -248,7 +223,7 @@ def test_chunks_change_neither_loss_nor_gradient(chunk: int | None, softcap: flo
 
 def test_scores_are_never_held_for_all_positions_at_once() -> None:
     hidden, head = jnp.zeros((4, 512, 32)), jnp.zeros((32000, 32))
-    targets, mask = jnp.zeros((4, 512), jnp.int32), jnp.ones((4, 512))
-    loss = lambda hidden, head: chunked_sums(partial(decoder.scores, CONFIG), hidden, head, targets, mask).loss  # noqa: E731
-    used = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head).compile().memory_analysis()
+    loss, parts, _ = objective_of(STAGE, {"targets": jnp.zeros((4, 512), jnp.int32), "mask": jnp.ones((4, 512))}, {})
+    total = lambda hidden, head: chunked_sums(partial(decoder.scores, CONFIG), loss, hidden, head, parts, {}).loss  # noqa: E731
+    used = jax.jit(jax.grad(total, argnums=(0, 1))).lower(hidden, head).compile().memory_analysis()
     assert used.temp_size_in_bytes < 4 * 512 * 32000 * 4 / 2

@@ -1,4 +1,4 @@
-"""Two real processes over loopback train as one does; each reads its part of every batch."""
+"""Two real processes over loopback train as one does; each reads, or samples, its part of every batch."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from distill.config import Stage
 from distill.data.loader import Loader
 from distill.data.masking import Examples
 from distill.training.loop import fit
-init, folder = map(Path, sys.argv[1:3])
+init, teacher, folder = map(Path, sys.argv[1:4])
 random = np.random.default_rng(0)
 lengths = random.integers(4, 12, 12)
 offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -36,14 +36,14 @@ ids = random.integers(6, 35, offsets[-1]).astype(np.int32)
 examples = Examples(ids, np.ones(len(ids), np.uint8), offsets, {})
 read, batch = set(), Loader.batch
 Loader.batch = lambda self, step, part: read.add((part.start, part.stop)) or batch(self, step, part)
-fit(init, examples, folder, Stage.model_validate_json(sys.argv[3]), "sft")
+fit(init, examples, folder, Stage.model_validate_json(sys.argv[4]), "kd", teacher=teacher)
 print(json.dumps(sorted(read)))
 """
 
 
 def started(init: Path, folder: Path, stage: dict, **environment: str) -> subprocess.Popen:
     settings = {"PYTHONPATH": str(ROOT / "lib"), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", **environment}
-    command = [sys.executable, "-c", RUN, str(init), str(folder), json.dumps(stage)]
+    command = [sys.executable, "-c", RUN, str(init), str(init.parent / "teacher"), str(folder), json.dumps(stage)]
     return subprocess.Popen(
         command, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -60,9 +60,13 @@ def ended(process: subprocess.Popen) -> list:
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
-    import_checkpoint(tiny_llama(tmp_path / "hf"), tmp_path / "init", dtype="float32", origin="tiny")
+    for seed, name in enumerate(("init", "teacher")):
+        folder = tiny_llama(tmp_path / f"{name}-hf", seed=seed)
+        import_checkpoint(folder, tmp_path / name, dtype="float32", origin="tiny")
+    # The third step's batch is the student's own; NLL, divergence and samples are all in it.
+    own = {"objective": "on_policy", "alpha": 0.5, "on_policy": {"share": 0.5, "slots": 4}}
     stage = {"init": "-", "steps": 4, "batch_size": 4, "learning_rate": 3e-3, "log_every": 1, "held_out": 2,
-             "checkpoint_every": 2}  # fmt: skip
+             "checkpoint_every": 2} | own  # fmt: skip
     assert ended(started(tmp_path / "init", tmp_path / "one", stage)) == [[0, 4]]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -82,7 +86,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
             process.communicate()
     one, two = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [row["step"] for row in two] == [1, 2, 3, 4]
-    for name in ("loss", "grad_norm", "tokens"):
+    for name in ("loss", "nll", "divergence", "grad_norm", "tokens"):
         np.testing.assert_allclose([row[name] for row in two], [row[name] for row in one], rtol=1e-4)
     assert read_json(tmp_path / "two/final.json")["step"] == 4
     assert not (tmp_path / "two/steps").exists()

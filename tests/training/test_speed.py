@@ -14,7 +14,7 @@ def test_operations_are_six_a_weight_and_the_attention() -> None:
     weights = 2 * layer + 40 * 32 + 32  # the head is the embedding
     attention = 2 * (2 * 32) * 32 * 3 * 2  # 2 layers; scores and sums, 32 of 64 positions, 4 heads of 8; thrice
     assert speed.token_operations(config, 64) == pytest.approx(6 * weights + attention)
-    assert speed.token_operations(config, 64, frozen=True) == pytest.approx(4 * weights + attention)
+    assert speed.token_operations(config, 64, backward=1) == pytest.approx(4 * weights + attention)
 
 
 def test_a_token_pays_for_the_experts_it_asks() -> None:

@@ -1,5 +1,7 @@
 """Batches for training: an endless shuffled order in which the step alone says where one is."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from distill.data.masking import Examples
@@ -59,30 +61,34 @@ class Loader:
         with positions 0 1 ... and segment_ids 2 2 ...
         """
         numbers = range(step * self.batch_size, (step + 1) * self.batch_size)[part]
-        shape = (len(numbers), self.length)
-        tokens, targets, positions, segments = (np.zeros(shape, np.int32) for _ in range(4))
-        mask = np.zeros(shape, np.float32)
-        for row, number in enumerate(numbers):
-            if not self.endless and number >= self.rows.per_epoch:
-                break
-            at = 0
-            for segment, example in enumerate(self.rows.row(number), 1):
-                ids, learned = self.examples[example]
-                n = len(ids) - 1
-                place = slice(at, at + n)
-                tokens[row, place] = ids[:-1]
-                targets[row, place] = ids[1:]
-                mask[row, place] = learned[1:]
-                positions[row, place] = np.arange(n)
-                segments[row, place] = segment
-                at += n
-        return {
-            "tokens": tokens,
-            "targets": targets,
-            "mask": mask,
-            "positions": positions,
-            "segment_ids": segments,
-        }
+        there = [self.endless or number < self.rows.per_epoch for number in numbers]
+        rows = [self.rows.row(number) if ok else () for number, ok in zip(numbers, there, strict=True)]
+        return arrays([[self.examples[example] for example in row] for row in rows], self.length)
+
+
+def arrays(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], length: int) -> dict[str, np.ndarray]:
+    """Rows of examples, each (ids, mask), as the arrays [B, length] of `Loader.batch`."""
+    shape = (len(rows), length)
+    tokens, targets, positions, segments = (np.zeros(shape, np.int32) for _ in range(4))
+    mask = np.zeros(shape, np.float32)
+    for row, examples in enumerate(rows):
+        at = 0
+        for segment, (ids, learned) in enumerate(examples, 1):
+            n = len(ids) - 1
+            place = slice(at, at + n)
+            tokens[row, place] = ids[:-1]
+            targets[row, place] = ids[1:]
+            mask[row, place] = learned[1:]
+            positions[row, place] = np.arange(n)
+            segments[row, place] = segment
+            at += n
+    return {
+        "tokens": tokens,
+        "targets": targets,
+        "mask": mask,
+        "positions": positions,
+        "segment_ids": segments,
+    }
 
 
 def row_length(max_length: int) -> int:

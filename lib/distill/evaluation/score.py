@@ -21,19 +21,32 @@ from distill.models import decoder
 from distill.models.config import ModelConfig
 from distill.text.answers import same_answer
 from distill.text.chat import Template, examples_tokens, prompt_id, prompts_tokens
+from distill.text.compatibility import compare
 from distill.text.sources import Conversation, read_conversations
 from distill.text.tokenizer import Tokenizer, load_tokenizer
-from distill.training.losses import token_sums
+from distill.training.divergences import forward_kl, log_probs
+from distill.training.losses import masked_sum, token_sums
+
+Weights = tuple[ModelConfig, decoder.Params]
 
 
 def evaluate(
-    params: Path, settings: Evaluation, max_target_length: int, out: Path, *, name: str, template: Template
+    params: Path,
+    settings: Evaluation,
+    max_target_length: int,
+    out: Path,
+    *,
+    name: str,
+    template: Template,
+    teacher: Path | None = None,
 ) -> str:
     """Score the model in `params` on held-out prompts, write `out`, and give a line that says how it did.
 
     exact_match: share of prompts whose greedy answer equals the reference, spaces at the ends aside.
     nll: mean over all tokens of the references, EOS included, of −log p in nats. Both are null where no
     prompt has a reference.
+    kl, agreement: over the same tokens, mean KL(teacher ‖ model) in nats, and the share where both find the same
+    token likeliest; null without a teacher, and where it has another tokenizer.
     max_target_length: prompt and answer together, in tokens.
     """
     info, tokenizer = read_info(params), load_tokenizer(params / "tokenizer")
@@ -53,12 +66,12 @@ def evaluate(
     bar = tqdm(engine.run(requests), total=len(requests), desc=f"{name} answers", unit="prompt", file=sys.stderr)
     results = dict(bar)
     scored = [i for i, row in enumerate(held_out) if row.reference is not None]
-    sums, tokens = np.zeros(len(held_out)), np.zeros(len(held_out))
+    sums = np.zeros((len(held_out), 2))
     if scored:
-        rows = [held_out[i] for i in scored]
-        sums[scored], tokens[scored] = _reference_nll(
-            config, weights, rows, tokenizer, template, info.real_vocab, settings.batch_size
-        )
+        compared, rows = _compared(params, teacher), [held_out[i] for i in scored]
+        found = _reference_sums((config, weights), compared, rows, tokenizer, template, settings.batch_size)
+        sums = np.zeros((len(held_out), found.shape[1]))
+        sums[scored] = found
     answers = []
     for i, row in enumerate(held_out):
         result = results[i]
@@ -73,61 +86,82 @@ def evaluate(
                 "answer": text,
                 "finish_reason": result.finish_reason,
                 "correct": stopped and same_answer(text, row.reference) if judged else None,
-                "nll": sums[i] / tokens[i] if judged else None,
+                "nll": sums[i, 1] / sums[i, 0] if judged else None,
             }
         )
     correct = sum(bool(answer["correct"]) for answer in answers)
+    tokens, *totals = (float(total) for total in sums.sum(axis=0))
+    nll, kl, agreement, *_ = [total / tokens if tokens else None for total in totals] + [None] * 2
     scores = {
         "exact_match": correct / len(scored) if scored else None,
-        "nll": float(sums.sum() / tokens.sum()) if scored else None,
+        "nll": nll,
+        "kl": kl,
+        "agreement": agreement,
         "count": len(answers),
         "correct": correct,
-        "tokens": int(tokens.sum()),
+        "tokens": int(tokens),
     }
     head = {"schema": SCHEMA_VERSION, "model": name, "digest": info.digest, "source": settings.source}
     write_json(out, head | scores | {"answers": answers})
     if not scored:
         return f"{name}: {len(answers)} answers, no reference to score them by"
-    share, nll = scores["exact_match"], scores["nll"]
-    return f"{name}: exact match {share:.1%} of {len(scored)}, NLL {nll:.4f} nats a token"
+    far = "" if kl is None else f", KL {kl:.4f} from the teacher"
+    return f"{name}: exact match {scores['exact_match']:.1%} of {len(scored)}, NLL {nll:.4f} nats a token{far}"
 
 
-def _reference_nll(
-    config: ModelConfig,
-    weights: decoder.Params,
+def _compared(params: Path, teacher: Path | None) -> Weights | None:
+    """The teacher, where its tokens are the model's: a distribution over other ids does not compare."""
+    if teacher is None or not compare(teacher, params)["objectives"]["logits"]["open"]:
+        return None
+    return load_weights(teacher)
+
+
+def _reference_sums(
+    model: Weights,
+    teacher: Weights | None,
     rows: Sequence[Conversation],
     tokenizer: Tokenizer,
     template: Template,
-    real_vocab: int,
     batch_size: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Summed NLL (nats) and number of each row's reference tokens; padded vocabulary rows have no mass."""
+) -> np.ndarray:
+    """Sums over each row's reference tokens: their number, NLL, and with a teacher KL(teacher ‖ model) and how often
+    both find the same token likeliest. Nats; padded vocabulary rows have no mass."""
+    real = tokenizer.real_vocab
+
+    def logits_of(side: Weights, hidden: jax.Array) -> jax.Array:
+        return decoder.logits(*side, hidden)[None, :, :real]
 
     @jax.jit
-    def score(weights: decoder.Params, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def row(part: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def score(weights: list[decoder.Params], tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        sides = list(zip(configs, weights, strict=True))
+
+        def row(part: tuple[list[jax.Array], jax.Array, jax.Array]) -> jax.Array:
             hidden, targets, mask = part
-            logits = decoder.logits(config, weights, hidden)
-            logits = jnp.where((jnp.arange(logits.shape[-1]) < real_vocab)[None], logits, -jnp.inf)
-            return token_sums(logits, targets, mask).nll, jnp.sum(mask)
+            own, *others = (logits_of(side, h) for side, h in zip(sides, hidden, strict=True))
+            sums = [jnp.sum(mask), token_sums(own, targets[None], mask[None]).nll]
+            for other in others:
+                apart = forward_kl(log_probs(other, 1.0, real), log_probs(own, 1.0, real))
+                same = other.argmax(-1) == own.argmax(-1)
+                sums += [masked_sum(values, mask[None])[0] for values in (apart, same.astype(mask.dtype))]
+            return jnp.stack(sums)
 
-        hidden = decoder.forward(config, weights, tokens[:, :-1])  # padding is behind: nobody looks there
-        return jax.lax.map(row, (hidden, tokens[:, 1:], mask[:, 1:]))  # one row's scores are held at a time
+        # Padding is behind, where nobody looks; one row's scores are held at a time.
+        hidden = [decoder.forward(*side, tokens[:, :-1]) for side in sides]
+        return jax.lax.map(row, (hidden, tokens[:, 1:], mask[:, 1:]))
 
+    sides = [model, *([] if teacher is None else [teacher])]
+    configs, params = [config for config, _ in sides], [weights for _, weights in sides]
     whole = [[*row.messages, {"role": "assistant", "content": row.reference}] for row in rows]
     examples = list(examples_tokens(tokenizer, whole, template))
-    longest = max(len(ids) for ids, _ in examples)
-    if longest > config.max_positions:
-        raise DistillError(f"a held-out reference needs {longest} tokens, the context is {config.max_positions}")
-    length = -(-longest // 8) * 8 + 1
-    sums, counts = [], []
+    longest, context = max(len(ids) for ids, _ in examples), min(config.max_positions for config in configs)
+    if longest > context:
+        raise DistillError(f"a held-out reference needs {longest} tokens, the context is {context}")
+    length, sums = -(-longest // 8) * 8 + 1, []
     starts = range(0, len(examples), batch_size)
     for start in tqdm(starts, desc="reference likelihood", unit="batch", file=sys.stderr):
         part = examples[start : start + batch_size]
         tokens, mask = np.zeros((batch_size, length), np.int32), np.zeros((batch_size, length), np.float32)
         for i, (ids, learned) in enumerate(part):
             tokens[i, : len(ids)], mask[i, : len(ids)] = ids, learned
-        total, count = score(weights, tokens, mask)
-        sums.append(np.asarray(total)[: len(part)])
-        counts.append(np.asarray(count)[: len(part)])
-    return np.concatenate(sums), np.concatenate(counts)
+        sums.append(np.asarray(score(params, tokens, mask))[: len(part)])
+    return np.concatenate(sums)

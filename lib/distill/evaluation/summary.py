@@ -13,13 +13,15 @@ from typing import Any
 from distill.files import read_json
 
 SCORES = {"exact_match": +1, "nll": -1}  # the sign says which way is better
+TOLD = (*SCORES, "kl", "agreement")
 
 
 def summarize(evaluations: dict[str, Path], teacher: str, student: str, stages: list[str], run: str) -> dict:
     """`summary.json` from the evaluation files of models and stages, by name.
 
-    A gap is null, with the `reason` beside it, where a score is missing, where the teacher is not better than
-    the student before, or where two tokenizers cut the references differently and NLL does not compare.
+    Each model has a score of every name in TOLD, or null. A gap is null, with the `reason` beside it, where a score
+    is missing, where the teacher is not better than the student before, or where two tokenizers cut the references
+    differently and NLL does not compare.
     """
     read = {name: read_json(path) for name, path in evaluations.items()}
     yardstick = read.get(student) or read.get(teacher) or next(iter(read.values()), {})
@@ -27,7 +29,7 @@ def summarize(evaluations: dict[str, Path], teacher: str, student: str, stages: 
         "schema": 1,
         "run": run,
         "held_out": {"source": yardstick.get("source"), "count": yardstick.get("count")},
-        "models": {name: {score: _score(found, score) for score in SCORES} for name, found in read.items()},
+        "models": {name: {score: _score(found, score) for score in TOLD} for name, found in read.items()},
         "stages": {name: _stage(read, teacher, student, name) for name in stages},
     }
 

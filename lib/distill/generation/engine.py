@@ -121,6 +121,12 @@ class Engine:
         self.free = list(range(slots))
         self.submitted = 0
 
+    def renew(self, params: decoder.Params) -> None:
+        """Other weights of the same shapes, while no request is here. What was read with the old ones is forgotten."""
+        if self.running or self.waiting:
+            raise ValueError("a sample would begin with one model and end with another")
+        self.params, self.reading = params, None
+
     @property
     def queued(self) -> int:
         """Requests without a slot."""

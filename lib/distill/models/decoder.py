@@ -188,8 +188,12 @@ def forward_with_balance(
     dtype: Any = None,
     adapters: Adapters | None = None,
     balanced: bool = True,
+    states: list | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B"]]:
-    """`forward`, and the mean over the layers with experts of each row's `moe.balance`; zero if not `balanced`."""
+    """`forward`, and the mean over the layers with experts of each row's `moe.balance`; zero if not `balanced`.
+
+    states: a list that gets what each layer gives, [L, B, T, D] of some layers at a time, in their order.
+    """
     segments = jnp.ones_like(tokens) if segments is None else segments
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
@@ -200,7 +204,7 @@ def forward_with_balance(
     uneven = jnp.zeros(tokens.shape[0], jnp.float32)
 
     def block(layer: Layer, x: Array, weights: Params, window: Any, turn: Rotation) -> tuple[Array, Array]:
-        module = nnx.merge(_block(config, structure(layer))[0], nnx.State(_cast(weights, dtype)))
+        module = nnx.merge(_block(config, structure(layer))[0], nnx.State(_cast(wide(weights), dtype)))
         asked: list | None = [] if balanced else None
         x = module(x, turn, causal_mask(segments, window), mesh=mesh, asked=asked)[0]
         rows = [balance(config.experts, logits, chosen, segments > 0) for logits, chosen in asked or ()]
@@ -211,6 +215,8 @@ def forward_with_balance(
             run = _recomputed(partial(block, layer), remat, static_argnums=(2,))
             x, more = run(x, params["layers"][str(i)], layer.window, turns[layer.rope])
             uneven += more
+            if states is not None:
+                states.append(x[None])
     for s, (start, stop) in enumerate(config.stacks if "stacks" in params else ()):
         layers = config.layers[start:stop]
         windows = jnp.asarray([layer.window or tokens.shape[1] for layer in layers], jnp.int32)
@@ -220,11 +226,15 @@ def forward_with_balance(
         def step(x, scanned, layer=layers[0], choices=choices):
             weights, changes, window, rope = scanned
             weights = weights if adapters is None else merged(weights, changes, adapters.scale)
-            return block(layer, x, weights, window, jax.tree.map(lambda a: a[rope], choices))
+            x, more = block(layer, x, weights, window, jax.tree.map(lambda a: a[rope], choices))
+            return x, (more, None if states is None else x)
 
         changes = None if adapters is None else adapters.tree["stacks"].get(str(s), {})
-        x, more = jax.lax.scan(_recomputed(step, remat), x, (params["stacks"][str(s)], changes, windows, ropes))
+        scanned = params["stacks"][str(s)], changes, windows, ropes
+        x, (more, given) = jax.lax.scan(_recomputed(step, remat), x, scanned)
         uneven += jnp.sum(more, axis=0)
+        if states is not None:
+            states.append(given)
     experts = sum(layer.experts for layer in config.layers)
     return _norm(config, params, x), uneven / max(1, experts)
 

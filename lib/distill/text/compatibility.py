@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from distill import SCHEMA_VERSION
+from distill.errors import DistillError
 from distill.files import read_json
 from distill.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -51,6 +52,18 @@ def compare(teacher: Path, student: Path) -> dict[str, Any]:
     }
 
 
+def must_be_open(objectives: dict[str, str], found: dict[str, Any]) -> None:
+    """Refuse objectives, by stage, that the pair of `compare` is not open to, and name those that are."""
+    known = found["objectives"]
+    for stage, objective in objectives.items():
+        if not known[objective]["open"]:
+            others = ", ".join(name for name, value in known.items() if value["open"])
+            raise DistillError(
+                f"stage {stage}: objective {objective} is not open to this teacher and student, "
+                f"{known[objective]['why']}: take one of {others}"
+            )
+
+
 def _side(params: Path) -> Side:
     model = read_json(params / "model.json")
     return Side(load_tokenizer(params / "tokenizer"), model["vocab_size"])
@@ -64,12 +77,12 @@ def _objectives(student: Side, same_tokens: bool, detail: str) -> dict[str, dict
     if same_tokens:
         ids = "every id means the same to both; rows without a token are left out"
     else:
-        ids = f"ids do not mean the same to both ({detail}): train on text"
+        ids = f"ids do not mean the same to both ({detail})"
     return {
         "sft": {"open": True, "why": text},
         "logits": {"open": same_tokens, "why": ids},
         "topk_logits": {"open": same_tokens, "why": ids},
-        "aligned_logits": {"open": same_tokens, "why": ids},
+        "on_policy": {"open": same_tokens, "why": ids},
     }
 
 

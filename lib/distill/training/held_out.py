@@ -18,8 +18,10 @@ from distill.models import decoder
 from distill.models.config import ModelConfig
 from distill.parallel.mesh import batch_sharding, replicated
 from distill.parallel.processes import spread
+from distill.training.objectives import Batch, Numbers
 from distill.training.state import Frozen
-from distill.training.step import sft_sums
+from distill.training.step import Still, batch_sums
+from distill.training.teacher import Teacher
 
 HELD_OUT = 3  # the stream of random numbers that chooses them
 
@@ -43,31 +45,34 @@ def make_judge(
     mesh: Mesh,
     where: decoder.Params,
     frozen: Frozen | None,
-) -> Callable[[decoder.Params], dict[str, float]]:
-    """params → held_out_loss (mean NLL in nats over the tokens that would be learned), _perplexity, _accuracy."""
+    teacher: Teacher | None = None,
+) -> Callable[[decoder.Params, Numbers], dict[str, float]]:
+    """(params, numbers of the step) → held_out_loss, _perplexity, _accuracy, with a teacher _divergence too.
+
+    held_out_loss: mean NLL in nats over the tokens that would be learned, whatever the objective, so that stages
+    compare; the divergence is the stage's own.
+    """
     rows = stage.micro_batch_size or stage.batch_size
     loader = Loader(examples, rows, 0, length, packing=stage.packing, endless=False)
-    sharding, weights = batch_sharding(mesh), {} if frozen is None else frozen.weights
+    sharding, still = batch_sharding(mesh), Still.of(frozen, teacher)
 
-    def judged(params: decoder.Params, weights: decoder.Params, batch: dict) -> tuple[jax.Array, ...]:
-        fixed = None if frozen is None else frozen._replace(weights=weights)
-        sums, _ = sft_sums(config, params, batch, stage, frozen=fixed, mesh=mesh)
-        return sums.nll, sums.correct, jnp.sum(batch["mask"])
+    def judged(params: decoder.Params, still: Still, batch: Batch, numbers: Numbers) -> list[jax.Array]:
+        how = still.to(frozen, teacher)
+        sums, _ = batch_sums(config, params, batch, stage, numbers, **how, mesh=mesh)
+        divergence = [] if sums.divergence is None else [sums.divergence]
+        return [jnp.sum(batch["mask"]), sums.nll, sums.correct, *divergence]
 
-    shardings = where, jax.tree.map(lambda leaf: leaf.sharding, weights), sharding
+    shardings = where, jax.tree.map(lambda leaf: leaf.sharding, still), sharding, replicated(mesh)
     compiled = jax.jit(judged, in_shardings=shardings, out_shardings=replicated(mesh))
 
-    def judge(params: decoder.Params) -> dict[str, float]:
-        total = np.zeros(3)
+    def judge(params: decoder.Params, numbers: Numbers) -> dict[str, float]:
+        total: float | np.ndarray = 0.0
         for step in range(math.ceil(loader.steps_per_epoch)):
             batch = spread(lambda part, step=step: loader.batch(step, part), rows, sharding)
-            total += [float(value) for value in compiled(params, weights, batch)]
-        loss = total[0] / total[2]
+            total += np.asarray([float(value) for value in compiled(params, still, batch, numbers)])
+        loss, accuracy, *rest = total[1:] / total[0]
         perplexity = math.exp(min(loss, 700.0))  # or it overflows
-        return {
-            "held_out_loss": loss,
-            "held_out_perplexity": perplexity,
-            "held_out_accuracy": total[1] / total[2],
-        }
+        means = {"held_out_loss": loss, "held_out_perplexity": perplexity, "held_out_accuracy": accuracy}
+        return means | dict(zip(("held_out_divergence",), rest, strict=False))
 
     return judge

@@ -13,23 +13,22 @@ from tqdm import tqdm
 from distill.config import Stage
 from distill.data.loader import Loader
 from distill.errors import DistillError
-from distill.models.config import ModelConfig
 from distill.parallel.processes import is_first
 from distill.training.optimizer import learning_rate
-from distill.training.speed import peak, token_operations
+from distill.training.speed import peak
 
 
 class Log:
-    """Counts from the step that a run, or its latest part, begins with. Only the first process writes."""
+    """Counts from the step that a run, or its latest part, begins with. Only the first process writes.
 
-    def __init__(
-        self, path: Path, name: str, stage: Stage, config: ModelConfig, loader: Loader, first: int, steps: int
-    ):
+    operations: floating-point operations that a step needs, see `speed.operations`.
+    """
+
+    def __init__(self, path: Path, name: str, stage: Stage, operations: float, loader: Loader, first: int, steps: int):
         self.loader, self.first, self.steps = loader, first, steps
         self.rate = learning_rate(stage, steps)
         self.peak = peak(stage)
-        positions = stage.batch_size * loader.length
-        self.operations = positions * token_operations(config, loader.length, frozen=stage.lora is not None)
+        self.operations = operations
         self.started = time.monotonic()
         board = stage.tensorboard and is_first()
         self.board = _board(path.parent.parent / "tensorboard", first) if board else None
@@ -52,6 +51,7 @@ class Log:
             "learning_rate": float(self.rate(step - 1)),
             "tokens": tokens,
             "tokens_per_second": (tokens - self.loader.learned_before(self.first)) / seconds,
+            "operations": self.operations * step,
             "seconds": seconds,
             "seconds_left": seconds / done * (self.steps - step),
             **({"mfu": self.operations * done / seconds / self.peak} if self.peak else {}),

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,14 +19,20 @@ from distill.files import write_json
 from distill.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh
 from distill.parallel.processes import in_any, is_first, spread, wait_for_all
 from distill.text.chat import Template
+from distill.text.compatibility import compare, must_be_open
 from distill.text.tokenizer import load_tokenizer
 from distill.training.checkpoints import LOSS, Steps
 from distill.training.finish import write_params
 from distill.training.held_out import make_judge, split
+from distill.training.hidden_states import student_of
 from distill.training.log import Log
+from distill.training.objectives import scheduled
+from distill.training.on_policy import Sampler
 from distill.training.optimizer import make_optimizer
+from distill.training.speed import operations
 from distill.training.state import initial_state
 from distill.training.step import make_step
+from distill.training.teacher import load_teacher
 from distill.training.turn import alone, until_told
 from distill.training.watch import Watch
 
@@ -45,13 +52,17 @@ def train(
     *,
     template: Template,
     max_length: int,
+    teacher: Path | None = None,
 ) -> None:
     """Train a stage from the params folder `init`, on conversations in the files `data`.
 
+    teacher: params folder of the model that an objective asks for its logits.
     data: Parquet files of a dataset, and prompts with the answers they came with, as `stage.data` needs them.
     Leaves `folder/params`, `folder/final.json` and `folder/metrics.jsonl`. Interrupted at any step and
     started again, it goes on from its last checkpoint and ends in the same bits.
     """
+    if teacher is not None:
+        must_be_open({name: stage.objective}, compare(teacher, init))
     tokenizer = load_tokenizer(init / "tokenizer")
     how = {"loss_on": stage.loss_on, "overlong": stage.overlong}
     sources = []
@@ -59,15 +70,28 @@ def train(
         found = training_conversations(data, part)
         sources.append(training_examples(found, tokenizer, template, max_length, name=part.source, **how))
     examples = joined(sources, [part.weight for part in stage.data])
-    fit(init, examples, folder, stage, name, length=row_length(max_length) if stage.packing else None)
+    length = row_length(max_length) if stage.packing else None
+    fit(init, examples, folder, stage, name, length=length, teacher=teacher)
 
 
-def fit(init: Path, examples: Examples, folder: Path, stage: Stage, name: str, *, length: int | None = None) -> None:
+def fit(
+    init: Path,
+    examples: Examples,
+    folder: Path,
+    stage: Stage,
+    name: str,
+    *,
+    length: int | None = None,
+    teacher: Path | None = None,
+) -> None:
     """`train`, on examples that are tokenized already. length: positions of a row; what the longest needs if None."""
     info, mesh = read_info(init), make_mesh(stage.mesh.sizes)
     _check(info, examples, stage, name, mesh)
+    if teacher is not None:
+        _check_length("teacher", read_info(teacher), examples, name)
     identity = {
         "init": info.digest,
+        "teacher": None if teacher is None else read_info(teacher).digest,
         "examples": examples.digest(),
         "length": length,
         "stage": stage.model_dump(mode="json", exclude=HOW),
@@ -80,16 +104,26 @@ def fit(init: Path, examples: Examples, folder: Path, stage: Stage, name: str, *
     steps = _steps(loader, stage, name)
     optimizer, sharding = make_optimizer(stage, steps), batch_sharding(mesh)
     with alone(folder), until_told() as told, Steps(folder / "steps", identity, stage.keep) as kept:
-        config, state, where, frozen = initial_state(init, stage, optimizer, mesh)
+        asked = None if teacher is None else load_teacher(teacher, stage, mesh)
+        start = initial_state(init, stage, optimizer, mesh, None if asked is None else asked.config)
+        config, state, where, frozen = start
         first, state = kept.restore(state, where)
         kept.forget_metrics_after(first)
-        run, watch = make_step(config, stage, optimizer, mesh, where, frozen), Watch(name, loader, stage.spike)
+        run, watch = make_step(config, stage, optimizer, mesh, where, frozen, asked), Watch(name, loader, stage.spike)
+        sampler = None
+        if stage.objective == "on_policy":
+            ends = {"eos_ids": info.eos_ids, "real_vocab": info.real_vocab}
+            sampler = Sampler(config, stage, loader, mesh, frozen, **ends)
         judged: dict[str, float] = {}
-        judge = apart and make_judge(config, stage, apart, loader.length, mesh, where.params, frozen)
-        with Log(kept.metrics, name, stage, config, loader, first, steps) as log:
+        judge = apart and make_judge(config, stage, apart, loader.length, mesh, where.params, frozen, asked)
+        with Log(kept.metrics, name, stage, operations(stage, loader, config, asked), loader, first, steps) as log:
             for step in range(first + 1, steps + 1):
-                batch = spread(lambda part, step=step: loader.batch(step - 1, part), stage.batch_size, sharding)
-                state, metrics = run(state, batch)
+                numbers, read = scheduled(stage, step, steps), lambda part, step=step: loader.batch(step - 1, part)
+                if sampler and sampler.chosen(step):
+                    numbers |= {"alpha": 1.0}
+                    read = partial(sampler.batch, state.params, step)
+                batch = spread(read, stage.batch_size, sharding)
+                state, metrics = run(state, batch, numbers)
                 watch.add(step, metrics)
                 # Read once: a signal that comes later finds the next step, or the end.
                 stopping = in_any(bool(told)) and step < steps
@@ -98,7 +132,7 @@ def fit(init: Path, examples: Examples, folder: Path, stage: Stage, name: str, *
                 logging = step % stage.log_every == 0 or step in (1, steps)
                 if saving or logging or judging:
                     watch.look()
-                judged = judge(state.params) if judging else {}
+                judged = judge(state.params, numbers) if judging else {}
                 if logging or judging:
                     log.write(step, metrics, judged)
                 log.bar.update()
@@ -113,7 +147,7 @@ def fit(init: Path, examples: Examples, folder: Path, stage: Stage, name: str, *
             chosen, judged = best[0], {LOSS: best[1]}
             state = kept.read(chosen, state, where)
         kept.finish()
-        digest = write_params(init, folder, config, state.params, frozen)
+        digest = write_params(init, folder, config, student_of(state.params), frozen)
         if is_first():
             shutil.copyfile(kept.metrics, folder / "metrics.jsonl")
             final = {"schema": SCHEMA_VERSION, "stage": name, "step": chosen, "digest": digest, **counts}
@@ -132,15 +166,19 @@ def _check(info: ModelInfo, examples: Examples, stage: Stage, name: str, mesh: M
                 f"stage {name}: {setting} {size} cannot be split over {rows} devices: take a multiple of {rows}, "
                 "or a mesh with less of data and fsdp"
             )
-    longest, context = int(examples.lengths.max()), info.architecture.max_positions
-    if longest > context:
-        raise DistillError(
-            f"stage {name}: an example has {longest} tokens, the student's context is {context}: lower max_length"
-        )
+    _check_length("student", info, examples, name)
     if (highest := int(examples.ids.max())) >= info.architecture.vocab_size:
         raise DistillError(
             f"stage {name}: the examples have token {highest}, the student knows {info.architecture.vocab_size}: "
             "its tokenizer and its weights do not belong together"
+        )
+
+
+def _check_length(side: str, info: ModelInfo, examples: Examples, name: str) -> None:
+    longest, context = int(examples.lengths.max()), info.architecture.max_positions
+    if longest > context:
+        raise DistillError(
+            f"stage {name}: an example has {longest} tokens, the {side}'s context is {context}: lower max_length"
         )
 
 

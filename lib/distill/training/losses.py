@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ def masked_sum(values: Float[Array, "B T"], mask: Float[Array, "B T"]) -> tuple[
 
 
 class Sums(NamedTuple):
-    """Over the tokens that count: the loss that is minimised, the NLL in it (nats), and how many were right.
+    """Over the tokens that count: the loss that is minimised, the NLL (nats), how many were right, and the
+    divergence from the teacher (nats) and how far hidden states are apart, where there is one.
 
     A token is right when no other has a higher score. Only `loss` has a gradient.
     """
@@ -25,6 +26,8 @@ class Sums(NamedTuple):
     loss: Array
     nll: Array
     correct: Array
+    divergence: Array | None = None
+    hidden: Array | None = None
 
 
 def token_sums(
@@ -41,55 +44,63 @@ def token_sums(
 
 
 CHUNK_SCORES = 1 << 22
-"""Scores (tokens × vocabulary) that are held at once: 16 MB in float32."""
+"""Scores (tokens × vocabulary) of the student that are held at once: 16 MB in float32."""
 
 Score = Callable[[Array, Array], Array]
+Parts = dict[str, Array]  # of a batch, [B, T, ...]
+Constants = dict[str, Any]
+TokenLoss = Callable[[Array, Parts, Constants], Sums]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 6))
 def chunked_sums(
     score: Score,
+    loss: TokenLoss,
     hidden: Float[Array, "B T D"],
     head: Float[Array, "V D"],
-    targets: Int[Array, "B T"],
-    mask: Float[Array, "B T"],
-    z_loss: float = 0.0,
+    parts: Parts,
+    constants: Constants,
     chunk: int | None = None,
 ) -> Sums:
-    """`token_sums`, a few positions of every row at a time.
+    """`loss` over all positions, a few of every row at a time.
 
     score(hidden, head) gives logits [B, t, V]; all of them at once, [B, T, V] in float32, would be most of the
     memory of a step. The gradient is taken in the same pass as the value: three products with the head where
-    recomputation takes four. chunk: positions at a time, chosen by CHUNK_SCORES when left out.
+    recomputation takes four. It goes to `hidden` and `head` alone.
+    loss(logits, parts, constants) gives the sums of [B, t, V], with `parts` cut to the same positions. Zeros fill
+    the last chunk: where parts["mask"] is zero, nothing may count.
+    chunk: positions at a time, chosen by CHUNK_SCORES when left out.
     """
 
-    def add(total: Sums, part: tuple[Array, Array, Array]) -> tuple[Sums, None]:
-        h, y, m = part
-        return jax.tree.map(jnp.add, total, token_sums(score(h, head), y, m, z_loss)), None
+    def add(total: Sums, cut: tuple[Array, Parts]) -> tuple[Sums, None]:
+        h, part = cut
+        return jax.tree.map(jnp.add, total, loss(score(h, head), part, constants)), None
 
-    return jax.lax.scan(add, _nothing(hidden), _chunks(hidden, head, targets, mask, chunk))[0]
+    cuts = _chunks(hidden, head, parts, chunk)
+    return jax.lax.scan(add, _nothing(score, loss, head, cuts, constants), cuts)[0]
 
 
-def _chunked_forward(score, hidden, head, targets, mask, z_loss, chunk):
-    def add(carry: tuple[Sums, Array], part: tuple[Array, Array, Array]) -> tuple[tuple[Sums, Array], Array]:
+def _chunked_forward(score, loss, hidden, head, parts, constants, chunk):
+    def add(carry: tuple[Sums, Array], cut: tuple[Array, Parts]) -> tuple[tuple[Sums, Array], Array]:
         total, slope = carry
-        h, y, m = part
+        h, part = cut
 
-        def loss(h: Array, head: Array) -> tuple[Array, Sums]:
-            sums = token_sums(score(h, head), y, m, z_loss)
+        def value_and_sums(h: Array, head: Array) -> tuple[Array, Sums]:
+            sums = loss(score(h, head), part, constants)
             return sums.loss, sums
 
-        value, pull, sums = jax.vjp(loss, h, head, has_aux=True)
+        value, pull, sums = jax.vjp(value_and_sums, h, head, has_aux=True)
         along_h, along_head = pull(jnp.ones_like(value))
         return (jax.tree.map(jnp.add, total, sums), slope + along_head.astype(slope.dtype)), along_h
 
-    start = _nothing(hidden), jnp.zeros(head.shape, at_least_float32(head))
-    (total, slope), along = jax.lax.scan(add, start, _chunks(hidden, head, targets, mask, chunk))
+    cuts = _chunks(hidden, head, parts, chunk)
+    start = _nothing(score, loss, head, cuts, constants), jnp.zeros(head.shape, at_least_float32(head))
+    (total, slope), along = jax.lax.scan(add, start, cuts)
     along = jnp.moveaxis(along, 0, 1).reshape(hidden.shape[0], -1, hidden.shape[2])[:, : hidden.shape[1]]
     return total, (along, slope.astype(head.dtype))
 
 
-def _chunked_backward(score, z_loss, chunk, residuals, slopes):
+def _chunked_backward(score, loss, chunk, residuals, slopes):
     along, slope = residuals
     return along * slopes.loss.astype(along.dtype), slope * slopes.loss.astype(slope.dtype), None, None
 
@@ -97,13 +108,19 @@ def _chunked_backward(score, z_loss, chunk, residuals, slopes):
 chunked_sums.defvjp(_chunked_forward, _chunked_backward)
 
 
-def _nothing(hidden: Array) -> Sums:
-    return Sums(*(jnp.zeros((), at_least_float32(hidden)) for _ in Sums._fields))
+def _nothing(score: Score, loss: TokenLoss, head: Array, cuts: tuple[Array, Parts], constants: Constants) -> Sums:
+    """The sums of no chunk."""
+
+    def one(h: Array, part: Parts) -> Sums:
+        return loss(score(h, head), part, constants)
+
+    shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], cuts))
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def _chunks(hidden: Array, head: Array, targets: Array, mask: Array, chunk: int | None) -> tuple[Array, ...]:
-    """The inputs cut along T, [chunks, B, t, ...]; the last chunk is filled with positions that do not count."""
-    rows, length = targets.shape
+def _chunks(hidden: Array, head: Array, parts: Parts, chunk: int | None) -> tuple[Array, Parts]:
+    """The inputs cut along T, [chunks, B, t, ...]; the last chunk is filled with zeros."""
+    rows, length = hidden.shape[:2]
     chunk = min(length, chunk or max(1, CHUNK_SCORES // (rows * head.shape[0])))
     pad = -length % chunk
 
@@ -111,4 +128,4 @@ def _chunks(hidden: Array, head: Array, targets: Array, mask: Array, chunk: int 
         x = jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)))
         return jnp.moveaxis(x.reshape(rows, -1, chunk, *x.shape[2:]), 1, 0)
 
-    return cut(hidden), cut(targets), cut(mask)
+    return jax.tree.map(cut, (hidden, parts))

@@ -5,8 +5,10 @@ import math
 import jax
 
 from distill.config import Stage
+from distill.data.loader import Loader
 from distill.models import decoder
 from distill.models.config import ModelConfig
+from distill.training.teacher import Teacher
 
 PEAK = {
     "H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12,
@@ -22,8 +24,19 @@ def peak(stage: Stage) -> float | None:
     return PEAK[found] * jax.device_count() if found and stage.dtype == "bfloat16" else None
 
 
-def token_operations(config: ModelConfig, length: int, *, frozen: bool = False) -> float:
-    """What one position of a row needs: two a weight forward, four backward; two where weights are frozen.
+def operations(stage: Stage, loader: Loader, config: ModelConfig, teacher: Teacher | None) -> float:
+    """What a step needs on the average: the student, the teacher who is asked, samples that the student draws."""
+    student = token_operations(config, loader.length, backward=2 if stage.lora is None else 1)
+    asked = 0.0 if teacher is None else token_operations(teacher.config, loader.length, backward=0)
+    drawn = stage.on_policy.share if stage.objective == "on_policy" else 0.0
+    sampled = drawn * token_operations(config, loader.length, backward=0)
+    return stage.batch_size * loader.length * (student + asked + sampled)
+
+
+def token_operations(config: ModelConfig, length: int, *, backward: int = 2) -> float:
+    """What one position of a row needs: two a weight forward, and as many for each gradient on the way back.
+
+    backward: 2, of what came in and of the weights; 1 where weights are frozen; 0 where nothing is learned.
 
     Of experts those that a token asks; attention over half of `length`, as it is causal. Rematerialisation is
     not counted, nor is the embedding, which is a look-up.
@@ -38,4 +51,4 @@ def token_operations(config: ModelConfig, length: int, *, frozen: bool = False) 
         seen = length / 2 if layer.window is None else min(layer.window, length / 2)
         values = config.latent.value if config.latent else config.head_dim
         attention += 2 * seen * config.heads * (config.head_dim + values)
-    return (4 if frozen else 6) * weights + 3 * attention
+    return 2 * (1 + backward) * weights + (3 if backward else 1) * attention

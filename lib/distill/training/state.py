@@ -13,6 +13,7 @@ from distill.models import decoder
 from distill.models.config import ModelConfig
 from distill.parallel.mesh import replicated, weight_sharding
 from distill.training.adapters import adapter_shardings, make_adapters
+from distill.training.hidden_states import PROJECTIONS, make_projections
 
 
 class State(NamedTuple):
@@ -38,8 +39,13 @@ class Start(NamedTuple):
     frozen: Frozen | None
 
 
-def initial_state(init: Path, stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh) -> Start:
-    """A model's weights, or adapters on them, with a fresh optimiser, and where each array lies."""
+def initial_state(
+    init: Path, stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh, teacher: ModelConfig | None = None
+) -> Start:
+    """A model's weights, or adapters on them, with a fresh optimiser, and where each array lies.
+
+    teacher: whose hidden states are matched, if the stage does that.
+    """
     whole = stage.lora is None
     config, params = load_weights(init, mesh=mesh, dtype="float32" if whole else None, scanned=True)
     where = param_shardings(config, params, mesh)
@@ -48,6 +54,11 @@ def initial_state(init: Path, stage: Stage, optimizer: optax.GradientTransformat
         frozen = Frozen(params, stage.lora.alpha / stage.lora.rank)
         where = adapter_shardings(config, stage.lora, mesh)
         params = jax.jit(lambda: make_adapters(config, stage.lora, stage.seed), out_shardings=where)()
+    if teacher is not None and stage.hidden_states:
+        extra = make_projections(stage.hidden_states, config, teacher, stage.seed)
+        everywhere = jax.tree.map(lambda _: replicated(mesh), extra)
+        params = {**params, PROJECTIONS: jax.device_put(extra, everywhere)}
+        where = {**where, PROJECTIONS: everywhere}
     moments = moment_shardings(optimizer, params, where, mesh)
     state = State(params, jax.jit(optimizer.init, out_shardings=moments)(params))
     return Start(config, state, State(where, moments), frozen)
@@ -81,4 +92,8 @@ def param_shardings(config: ModelConfig, params: decoder.Params, mesh: Mesh) -> 
         _, stack, rest = path.split(".", 2)
         return axes[f"layers.{config.stacks[int(stack)][0]}.{rest}"]
 
-    return nest({path: weight_sharding(mesh, name(path), leaf.shape) for path, leaf in flat(params).items()})
+    def where(path: str, leaf: Any) -> Any:
+        """Of a weight, or of the two parts of one in eight bits."""
+        return jax.tree.map(lambda array: weight_sharding(mesh, name(path), array.shape), leaf)
+
+    return nest({path: where(path, leaf) for path, leaf in flat(params).items()})

@@ -30,6 +30,12 @@ class Watch:
             return
         (step, metrics), self.unseen = self.unseen, None
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        if not math.isfinite(float(metrics.get("divergence", 0.0))) and math.isfinite(float(metrics["nll"])):
+            raise DistillError(
+                f"stage {self.name}: the teacher gave NaN at step {step}, where the student's NLL is a number: its "
+                f"weights are damaged or teacher_dtype is too narrow (batch: {self._batch(step)}); the last good "
+                "checkpoint is kept"
+            )
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DistillError(
                 f"stage {self.name}: loss {loss} and gradient norm {norm} at step {step}: lower learning_rate or "

@@ -1,0 +1,61 @@
+"""The frozen teacher of a stage: its weights on the stage's mesh, and what it makes of a batch."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from distill.checkpoints.info import read_info
+from distill.checkpoints.store import load_weights
+from distill.config import Stage
+from distill.models import decoder
+from distill.models.config import ModelConfig
+from distill.models.int8 import quantize_weights, wide
+from distill.training.state import param_shardings
+
+
+class Teacher(NamedTuple):
+    """A model that is asked and never changed. `real_vocab`: rows of the head that are tokens of the tokenizer."""
+
+    config: ModelConfig
+    weights: decoder.Params
+    real_vocab: int
+
+
+class View(NamedTuple):
+    """The teacher on a batch: hidden states behind its last norm, and how they become scores.
+
+    score(hidden, head) gives logits [B, t, V]. The whole of them is never held.
+    """
+
+    score: Callable[[Array, Array], Array]
+    hidden: Float[Array, "B T D"]
+    head: Float[Array, "V D"]
+    real_vocab: int
+    states: Float[Array, "L B T D"] | None = None
+
+
+def load_teacher(params: Path, stage: Stage, mesh: Mesh) -> Teacher:
+    """The weights by their own axes on the mesh, scanned, in `stage.teacher_dtype`."""
+    info, int8 = read_info(params), stage.teacher_dtype == "int8"
+    dtype = stage.dtype if int8 else stage.teacher_dtype  # int8 is computed in the stage's type
+    config, weights = load_weights(params, mesh=mesh, dtype=dtype)
+    weights = decoder.stack(config, quantize_weights(weights) if int8 else weights)
+    return Teacher(config, jax.device_put(weights, param_shardings(config, weights, mesh)), info.real_vocab)
+
+
+def view(teacher: Teacher, batch: dict[str, jax.Array], mesh: Mesh | None = None, *, layers: bool = False) -> View:
+    """What the teacher makes of a batch, without a gradient. layers: with what each of its layers gives."""
+    config, weights = teacher.config, jax.lax.stop_gradient(teacher.weights)
+    inputs, states = (batch["tokens"], batch["segment_ids"], batch["positions"]), [] if layers else None
+    hidden, _ = decoder.forward_with_balance(config, weights, *inputs, mesh=mesh, balanced=False, states=states)
+    head = wide(weights["embed"] if config.tied else weights["head"])
+
+    def score(hidden: Array, head: Array) -> Array:
+        return decoder.scores(config, hidden, head.astype(hidden.dtype))
+
+    return View(score, hidden, head, teacher.real_vocab, jnp.concatenate(states) if states else None)
