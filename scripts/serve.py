@@ -34,12 +34,16 @@ PATH = click.Path(path_type=Path)
     "--top-logprobs", type=click.IntRange(0), default=0, show_default=True,
     help="alternatives that a request may ask for at each token",
 )  # fmt: skip
+@click.option(
+    "--sampled-logits", type=click.IntRange(0), default=0, show_default=True,
+    help="draws from the model's distribution that a request may ask for at each token",
+)  # fmt: skip
 @click.option("--token-file", type=PATH, help="file with the token that clients must know, readable by you only")
 @click.option("--idle-seconds", type=float, default=0, help="leave after so long without a request; 0: stay")
 @click.option("--shared", type=PATH, hidden=True, help="info file of the server that batch jobs share")
 def main(params: Path, host: str, port: int, slots: int, max_length: int, queue: int | None, data: int, expert: int,
-         tensor: int, int8_weights: bool, int8_cache: bool, top_logprobs: int, token_file: Path | None,
-         idle_seconds: float, shared: Path | None) -> None:  # fmt: skip
+         tensor: int, int8_weights: bool, int8_cache: bool, top_logprobs: int, sampled_logits: int,
+         token_file: Path | None, idle_seconds: float, shared: Path | None) -> None:  # fmt: skip
     with (
         explained(),
         living(shared) if shared else nullcontext((read_token(token_file), click.echo)) as (token, announce),
@@ -49,7 +53,8 @@ def main(params: Path, host: str, port: int, slots: int, max_length: int, queue:
         queue = 16 * slots if queue is None else queue
         mesh = EngineMesh(data=data, expert=expert, tensor=tensor)
         int8 = tuple(what for what, asked in (("weights", int8_weights), ("cache", int8_cache)) if asked)
-        settings = Serving(slots, max_length, queue, host, port, token, idle_seconds, top_logprobs, int8, mesh)
+        told = top_logprobs, sampled_logits
+        settings = Serving(slots, max_length, queue, host, port, token, idle_seconds, *told, int8, mesh)
         serve(params, settings, announce)
 
 

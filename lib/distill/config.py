@@ -197,6 +197,8 @@ class Generation(Settings):
     slots: int = Field(64, gt=0, description="sequences decoded together; fixes the bytes with the machine")
     mesh: EngineMesh = ONE_DEVICE
     int8: tuple[Literal["weights", "cache"], ...] = Field((), description="what is kept in eight bits")
+    top_logits: int | None = Field(None, gt=0, description="store so many of the likeliest ids with each token")
+    sampled_logits: int | None = Field(None, gt=0, description="store so many draws from the teacher's distribution")
     endpoint: str | None = Field(None, description="URL of a server that is there already; ours is started by default")
     max_failed_rows: int = Field(0, ge=0, description="prompts of a batch that may stay without an answer")
     idle_seconds: int = Field(60, gt=0, description="the server that batches share leaves after so long unasked")
@@ -216,7 +218,14 @@ class Generation(Settings):
     @property
     def decides(self) -> dict[str, Any]:
         """The settings that decide what is answered; who answers and how failures are taken does not."""
-        return self.model_dump(mode="json", exclude={"seed", "endpoint", "max_failed_rows", "idle_seconds"})
+        untold = {f"{kind}_logits" for kind, k in self.told.items() if not k}
+        how = {"seed", "endpoint", "max_failed_rows", "idle_seconds"}
+        return self.model_dump(mode="json", exclude=how | untold)
+
+    @property
+    def told(self) -> dict[str, int]:
+        """Logits of each kind that are stored with a token."""
+        return {"top": self.top_logits or 0, "sampled": self.sampled_logits or 0}
 
     @model_validator(mode="after")
     def _lengths(self) -> "Generation":

@@ -33,9 +33,16 @@ DRAWS = (
 
 
 def engine(
-    slots: int = 8, max_length: int = 64, params: decoder.Params = PARAMS, top: int = 0, mesh: Mesh | None = None
+    slots: int = 8,
+    max_length: int = 64,
+    params: decoder.Params = PARAMS,
+    top: int = 0,
+    sampled: int = 0,
+    mesh: Mesh | None = None,
 ) -> Engine:
-    return Engine(CONFIG, params, slots=slots, max_length=max_length, real_vocab=38, top=top, mesh=mesh)
+    return Engine(
+        CONFIG, params, slots=slots, max_length=max_length, real_vocab=38, top=top, sampled=sampled, mesh=mesh
+    )
 
 
 def requests(count: int, samples: int = 2, draw: Draw | None = None) -> list[Request]:
@@ -206,12 +213,28 @@ def test_the_likeliest_tokens_are_told_with_their_logprobs() -> None:
     for request, result in zip(asked, results, strict=True):
         logits = scores(request, result)
         best = np.argsort(-logits, axis=-1, kind="stable")[:, :5]
-        np.testing.assert_array_equal(np.sort(result.top_ids), np.sort(best))
+        top_ids, top_logprobs = (np.stack(result.told[f"top_{what}"]) for what in ("ids", "logprobs"))
+        np.testing.assert_array_equal(np.sort(top_ids), np.sort(best))
         logprobs = np.asarray(jax.nn.log_softmax(logits))
-        wanted = np.take_along_axis(logprobs, np.asarray(result.top_ids), axis=-1)
-        np.testing.assert_allclose(result.top_logprobs, wanted, atol=1e-4)
-        np.testing.assert_allclose(result.logsumexp, jax.nn.logsumexp(logits, axis=-1), rtol=1e-5)
-        assert (np.diff(result.top_logprobs, axis=-1) <= 0).all()
+        np.testing.assert_allclose(top_logprobs, np.take_along_axis(logprobs, top_ids, axis=-1), atol=1e-4)
+        np.testing.assert_allclose(result.told["logsumexp"], jax.nn.logsumexp(logits, axis=-1), rtol=1e-5)
+        assert (np.diff(top_logprobs, axis=-1) <= 0).all()
+
+
+def test_draws_are_told_beside_the_token_that_was_drawn() -> None:
+    """Sixteen a position from the model's own distribution, whatever the token was drawn by; the same ones again in
+    another slot, with other neighbours."""
+    asked = requests(6, samples=2, draw=Draw(temperature=0.7, top_k=9, top_p=0.9))
+    results = run(asked, sampled=16)
+    assert [r.tokens for r in results] == [r.tokens for r in run(asked)]
+    for request, result in zip(asked, results, strict=True):
+        ids, logprobs = (np.stack(result.told[f"sampled_{what}"]) for what in ("ids", "logprobs"))
+        wanted = np.take_along_axis(np.asarray(jax.nn.log_softmax(scores(request, result))), ids, axis=-1)
+        np.testing.assert_allclose(logprobs, wanted, atol=1e-4)
+    again = run(asked[::-1], slots=3, sampled=16)[::-1]
+    for one, other in zip(results, again, strict=True):
+        np.testing.assert_array_equal(one.told["sampled_ids"], other.told["sampled_ids"])
+    assert len({np.stack(result.told["sampled_ids"])[0].tobytes() for result in results}) == len(results)
 
 
 @pytest.mark.parametrize("shape", [{"tensor": 2}, {"data": 4, "tensor": 2}])

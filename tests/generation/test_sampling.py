@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.generation.sampling import Draw, choose, pick, thresholds, uniforms
+from distill.generation.sampling import Draw, choose, many_uniforms, pick, sampled_of, thresholds, uniforms
 from distill.generation.seeds import request_seed
 
 DRAWS = 100_000
@@ -145,3 +145,16 @@ def test_uniforms_depend_on_seed_sample_and_position_alone() -> None:
 def test_a_requests_seed_is_the_same_in_every_process() -> None:
     assert request_seed(0, "0123456789abcdef") == 4034117403007414728
     assert request_seed(1, "0123456789abcdef") != request_seed(0, "0123456789abcdef")
+
+
+def test_sampled_logits_are_draws_from_the_softmax() -> None:
+    """1000 positions of 100 draws each, over three blocks of which the last is partly padding."""
+    logits = np.random.default_rng(3).normal(0, 2, 300).astype(np.float32)
+    rows, zero = jnp.arange(1000), jnp.zeros(1000, jnp.int32)
+    u = many_uniforms(jnp.zeros((1000, 2), jnp.uint32), zero, rows, 100)
+    logprobs, ids = jax.jit(partial(sampled_of, real_vocab=290))(jnp.broadcast_to(logits, (1000, 300)), u)
+    wanted = np.append(np.asarray(jax.nn.log_softmax(logits[:290])), np.full(10, -np.inf))
+    assert chi_square(np.asarray(ids).ravel(), np.exp(wanted)) < 4
+    np.testing.assert_allclose(logprobs, wanted[np.asarray(ids)], atol=1e-5)
+    first = uniforms(jnp.zeros((1000, 2), jnp.uint32), zero, rows)
+    assert abs(np.corrcoef(np.asarray(first[:, 0]), np.asarray(u[:, 0, 0]))[0, 1]) < 0.15  # not the token's own

@@ -10,11 +10,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from serving import SCRIPTS, until, write_batch
 
 from distill.config import Generation, Sampling
 from distill.data.schema import read_completions
+from distill.data.topk import Told, unpack_ids
 from distill.errors import DistillError
 from distill.files import read_jsonl, write_jsonl
 from distill.generation.run import generate_batch
@@ -165,3 +167,34 @@ def test_a_client_loads_neither_jax_nor_transformers() -> None:
     modules = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert "distill.serving.client" in modules
     assert not {"jax", "transformers", "tokenizers", "torch", "pyarrow", "uvicorn"} & set(modules)
+
+
+def test_logits_are_stored_with_the_tokens_and_a_killed_batch_keeps_them(params: Path, tmp_path: Path) -> None:
+    """The bytes of a batch do not depend on which of its samples came from the journal."""
+    told = SETTINGS.model_copy(update={"top_logits": 5, "sampled_logits": 9})
+    prompts = write_batch(params, tmp_path / "0000.jsonl", 6)
+    whole = generate(params, prompts, tmp_path / "whole", told)
+    (journal,) = (tmp_path / "whole/samples").glob("*/0000.jsonl")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    cut = tmp_path / "cut/samples" / journal.parent.name
+    cut.mkdir(parents=True)
+    (cut / "0000.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:40])
+    assert generate(params, prompts, tmp_path / "cut", told).read_bytes() == whole.read_bytes()
+    table, metadata = read_completions(whole)
+    assert metadata.logits == Told(5, 9, 35)
+    plain = read_completions(generate(params, prompts, tmp_path / "plain"))[0]
+    assert table.select(plain.column_names).drop_columns(["logprobs"]) == plain.drop_columns(["logprobs"])
+    for row in table.to_pylist():
+        ids = unpack_ids(np.frombuffer(b"".join(row["top_ids"]), np.uint8).reshape(-1, 10), 5, 35)
+        logprobs = np.frombuffer(b"".join(row["top_logprobs"]), "<f2").reshape(-1, 5)
+        assert len(ids) == len(row["completion_token_ids"]) == len(row["logsumexp"]) == len(row["sampled_ids"])
+        own = ids == np.asarray(row["completion_token_ids"])[:, None]
+        told_of_it = np.where(own, logprobs, np.nan)
+        wanted = np.broadcast_to(np.asarray(row["logprobs"])[:, None], own.shape)
+        np.testing.assert_allclose(told_of_it[own], wanted[own], rtol=2**-11, atol=1e-6)
+
+
+def test_more_logits_than_the_vocabulary_has_are_refused(params: Path, tmp_path: Path) -> None:
+    told = SETTINGS.model_copy(update={"top_logits": 36})
+    with pytest.raises(DistillError, match="36 logits a token are asked for, the teacher has 35: lower"):
+        generate(params, write_batch(params, tmp_path / "0000.jsonl", 1), tmp_path, told)

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distill import SCHEMA_VERSION
+from distill.data.topk import LOGSUMEXP, Told, from_text
 from distill.errors import DistillError
 from distill.files import replacing
 
@@ -46,6 +48,7 @@ class CompletionsMetadata:
 
     foreign: the model's name at a server that is not ours, whose answers are not reproducible.
     failed: prompt_id and reason of each prompt that has no samples here, since it got no answer.
+    logits: what the teacher told of each completion token beside it; there is a column for each part.
     """
 
     teacher: str
@@ -54,6 +57,7 @@ class CompletionsMetadata:
     seed: int
     foreign: str | None = None
     failed: Sequence[tuple[str, str]] = field(default=(), compare=False)  # a batch's own affair
+    logits: Told | None = None
     schema_version: int = SCHEMA_VERSION
 
     def encode(self) -> dict[str, str]:
@@ -67,16 +71,30 @@ class CompletionsMetadata:
             f"{PREFIX}reproducible": json.dumps(self.foreign is None),
             **({f"{PREFIX}foreign": self.foreign} if self.foreign is not None else {}),
             **({f"{PREFIX}failed": json.dumps(list(self.failed))} if self.failed else {}),
+            **({f"{PREFIX}logits": json.dumps(self.logits._asdict())} if self.logits else {}),
         }
 
 
 def write_completions(out: Path, rows: Sequence[dict[str, Any]], metadata: CompletionsMetadata) -> None:
-    """Write one batch, in one rename. Equal rows and metadata give equal bytes."""
+    """Write one batch, in one rename. Equal rows and metadata give equal bytes.
+
+    A row of a batch with `metadata.logits` has them under `logits`, as `data.topk.as_text` writes them.
+    """
+    rows, told = list(rows), []
+    if metadata.logits:
+        told = [row["logits"] for row in rows]
+        rows = [{name: value for name, value in row.items() if name != "logits"} for row in rows]
     for row in rows:
         _check_row(row, nullable={"reference", *(FOREIGN if metadata.foreign is not None else ())})
-    table = pa.Table.from_pylist(list(rows), schema=COMPLETIONS.with_metadata(metadata.encode()))
+    table = pa.Table.from_pylist(rows, schema=COMPLETIONS)
+    for name, width in (metadata.logits.widths if metadata.logits else {}).items():
+        table = table.append_column(name, _told_column(name, width, rows, told))
+    plain = [name for name in table.column_names if name not in (metadata.logits.widths if metadata.logits else ())]
     with replacing(out) as tmp:
-        pq.write_table(table, tmp, compression="zstd", write_page_checksum=True)
+        pq.write_table(
+            table.replace_schema_metadata(metadata.encode()), tmp, compression="zstd", write_page_checksum=True,
+            use_dictionary=plain,
+        )  # fmt: skip
 
 
 def read_completions(
@@ -130,17 +148,34 @@ def _metadata(path: Path, schema: pa.Schema) -> CompletionsMetadata:
             seed=int(found[f"{PREFIX}seed"]),
             foreign=found.get(f"{PREFIX}foreign"),
             failed=[(prompt, reason) for prompt, reason in json.loads(found.get(f"{PREFIX}failed", "[]"))],
+            logits=Told(**json.loads(found[f"{PREFIX}logits"])) if f"{PREFIX}logits" in found else None,
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise DistillError(f"completions {path} have broken metadata ({error}): delete the file") from None
+    wanted = [*COMPLETIONS, *(metadata.logits.fields() if metadata.logits else ())]
     wrong = [
         f"{field.name} {field.type}"
-        for field in COMPLETIONS
+        for field in wanted
         if field.name not in schema.names or schema.field(field.name).type != field.type
     ]
     if wrong:
         raise DistillError(f"completions {path} lack {', '.join(wrong)}: delete the file")
     return metadata
+
+
+def _told_column(name: str, width: int, rows: Sequence[dict], told: Sequence[dict[str, str]]) -> pa.Array:
+    """One column of the logits: a list a row, of so many bytes a token."""
+    parts, counts = [], [len(row["completion_token_ids"]) for row in rows]
+    for row, text, count in zip(rows, told, counts, strict=True):
+        part = from_text({name: text[name]}, count)[name]
+        if count and part.shape[1] != width:
+            raise ValueError(f"row {row['prompt_id']} sample {row['sample']}: {name} is not {width} bytes a token")
+        parts.append(part.reshape(-1))
+    values = np.concatenate([*parts, np.zeros(0, np.uint8)])
+    kind = pa.float32() if name == LOGSUMEXP else pa.binary(width)
+    offsets = pa.array(np.cumsum([0, *counts]), pa.int32())
+    flat = pa.Array.from_buffers(kind, values.size // width, [None, pa.py_buffer(values)])
+    return pa.ListArray.from_arrays(offsets, flat)
 
 
 def _check_row(row: dict[str, Any], nullable: set[str]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill.errors import DistillError
-from distill.generation.sampling import Choice, Draw, choose, uniforms
+from distill.generation.sampling import Choice, Draw, choose, many_uniforms, sampled_of, uniforms
 from distill.models import decoder
 from distill.models.cache import SEGMENT, Caches, empty_cache, insert, resized
 from distill.models.config import ModelConfig
@@ -35,6 +35,8 @@ CHUNK = 512
 AHEAD = 64
 """Waiting prompts among which those of one length are looked for."""
 SAMPLED = Draw()
+TOLD = Choice._fields[2:]
+"""What can be told of a token beside itself and its log-probability."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,22 @@ class Request:
 class Result:
     """What has come of a request: tokens with the stop id that ended them, their log-probabilities, and why.
 
-    `finish_reason` is None while it runs, then `stop`, or `length` when max_tokens came first. An engine that was
-    asked for `top` logits a position tells them too: ids and log-probabilities, best first, and the logsumexp.
+    `finish_reason` is None while it runs, then `stop`, or `length` when max_tokens came first. `told` has of each
+    token what the engine was asked to tell: logsumexp, `top_ids` and `top_logprobs` [k] best first, `sampled_ids`
+    and `sampled_logprobs` [n] in the order of their draws.
     """
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: str | None = None
-    top_ids: list[list[int]] = field(default_factory=list)
-    top_logprobs: list[list[float]] = field(default_factory=list)
-    logsumexp: list[float] = field(default_factory=list)
+    told: dict[str, list] = field(default_factory=dict)
+
+
+class Telling(NamedTuple):
+    """How many of the likeliest tokens, and of draws from all of them, are told a position."""
+
+    top: int = 0
+    sampled: int = 0
 
 
 @dataclass
@@ -80,7 +88,7 @@ class Reading:
 class Engine:
     """Decodes requests in `slots` rows; `max_length` is the longest prompt and completion together.
 
-    top: tell as many of the likeliest tokens a position. mesh: the devices, if more than one; `params` lie on it.
+    top: tell as many of the likeliest tokens a position; sampled: as many draws from the distribution. mesh: the devices, if more than one; `params` lie on it.
     int8_cache: keys and values in eight bits; `models.int8.quantize_weights` does that to `params`.
     """
 
@@ -93,6 +101,7 @@ class Engine:
         max_length: int,
         real_vocab: int,
         top: int = 0,
+        sampled: int = 0,
         mesh: Mesh | None = None,
         int8_cache: bool = False,
     ):
@@ -103,7 +112,8 @@ class Engine:
         if top > real_vocab:
             raise DistillError(f"{top} logits a position, the vocabulary has {real_vocab}: ask for fewer")
         self.config, self.params, self.slots, self.real_vocab = config.reaching(max_length), params, slots, real_vocab
-        self.max_length, self.top, self.mesh, self.int8_cache = max_length, top, mesh, int8_cache
+        self.max_length, self.mesh, self.int8_cache = max_length, mesh, int8_cache
+        self.telling = Telling(top, sampled)
         self.room = _rounded(max_length + STEPS, SEGMENT)
         self.stride = _rounded(-(-self.room // WINDOWS), SEGMENT)
         self.attended = min(self.stride, self.room)  # positions that the caches hold now
@@ -172,11 +182,11 @@ class Engine:
             self._fit()
             state = self.params, self.caches, self.state
             self.caches, self.state, choices = _decode(
-                self.config, self.real_vocab, self.top, self.room, self.mesh, *state
+                self.config, self.real_vocab, self.telling, self.room, self.mesh, *state
             )
             columns = _columns(choices)
             for slot in list(self.running):
-                self._append(slot, [column[slot] for column in columns], moved)
+                self._append(slot, {name: column[slot] for name, column in columns.items()}, moved)
         return list(moved.items())
 
     def _read(self) -> bool:
@@ -233,10 +243,12 @@ class Engine:
         few = min(self.slots, 1 << (len(placed) - 1).bit_length())  # a copy: its shape reaches no bit
         self.caches = _insert(self.caches, reading.caches, slots[:few], rows[:few], reading.lengths)
         position = np.where(slots < self.slots, reading.lengths[rows], 0)
-        self.state, choice = _first(self.real_vocab, self.top, reading.logits, self.state, slots, rows, position, new)
+        self.state, choice = _first(
+            self.real_vocab, self.telling, reading.logits, self.state, slots, rows, position, new
+        )
         columns = _columns(jax.tree.map(lambda a: a[None], choice))
         for i, (slot, _, _) in enumerate(placed):
-            self._append(slot, [column[i] for column in columns], moved)
+            self._append(slot, {name: column[i] for name, column in columns.items()}, moved)
 
     def _fit(self) -> None:
         """Give the caches the size that the running rows need for STEPS more tokens."""
@@ -245,26 +257,24 @@ class Engine:
         if attended != self.attended:
             self.caches, self.attended = resized(self.config, self.caches, attended), attended
 
-    def _append(self, slot: int, new: list[list], moved: dict[int, Result]) -> None:
+    def _append(self, slot: int, new: dict[str, np.ndarray], moved: dict[int, Result]) -> None:
         """Give a slot's tokens to its request, up to its end; at the end the slot is free."""
         name, request, result = self.running[slot]
-        moved[name] = result
-        for token, logprob, *top in zip(*new, strict=True):
+        moved[name], before = result, len(result.tokens)
+        for token, logprob in zip(new["token"].tolist(), new["logprob"].tolist(), strict=True):
             if logprob != logprob:
                 raise DistillError("the model gave NaN: its weights are damaged, or their dtype is too narrow")
             result.tokens.append(token)
             result.logprobs.append(logprob)
-            if top:
-                result.logsumexp.append(top[0])
-                result.top_ids.append(top[1])
-                result.top_logprobs.append(top[2])
             if token in request.stop_ids:
                 result.finish_reason = "stop"
             elif len(result.tokens) >= request.max_tokens:
                 result.finish_reason = "length"
             if result.finish_reason is not None:
                 self._release(slot)
-                return
+                break
+        for column in new.keys() & set(TOLD):
+            result.told.setdefault(column, []).extend(new[column][: len(result.tokens) - before])
 
     def _release(self, slot: int) -> None:
         del self.running[slot]
@@ -296,17 +306,18 @@ _insert = partial(jax.jit, donate_argnums=0)(insert)
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _first(real_vocab: int, top: int, logits, state, slots, rows, position, new):
+def _first(real_vocab: int, telling: Telling, logits, state, slots, rows, position, new):
     """Draw the tokens behind prompts with these logits [PREFILL_ROWS, V]: rows[i] for slot slots[i], if it exists."""
-    draw = uniforms(new["seed"], new["sample"], position)
-    choice = choose(new["draw"], logits[rows], draw, real_vocab, top)
+    choice = _choose(real_vocab, telling, new, logits[rows], position)
     new |= {"token": choice.token, "position": position}
     state = jax.tree.map(lambda old, value: old.at[slots].set(value, mode="drop"), state, new)
     return state, choice
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(6, 7))
-def _decode(config: ModelConfig, real_vocab: int, top: int, room: int, mesh: Mesh | None, params, caches, state):
+def _decode(
+    config: ModelConfig, real_vocab: int, telling: Telling, room: int, mesh: Mesh | None, params, caches, state
+):
     """STEPS tokens for every slot, a `Choice` of [STEPS, slots]; an idle slot's are not looked at."""
 
     def step(carry, _):
@@ -315,8 +326,7 @@ def _decode(config: ModelConfig, real_vocab: int, top: int, room: int, mesh: Mes
         hidden, caches = decoder.extend(
             config, params, caches, token[:, None], position[:, None], valid, room=room, mesh=mesh
         )
-        draw = uniforms(state["seed"], state["sample"], position + 1)
-        choice = choose(state["draw"], decoder.logits(config, params, hidden[:, 0]), draw, real_vocab, top)
+        choice = _choose(real_vocab, telling, state, decoder.logits(config, params, hidden[:, 0]), position + 1)
         return (caches, choice.token, position + 1), choice
 
     start = caches, state["token"], state["position"]
@@ -324,10 +334,21 @@ def _decode(config: ModelConfig, real_vocab: int, top: int, room: int, mesh: Mes
     return caches, {**state, "token": token, "position": position}, choices
 
 
-def _columns(choices: Choice) -> list[list[list]]:
-    """Of [steps, slots, ...] the parts that are told, each as [slots][steps]."""
-    told = choices if choices.top_ids is not None else choices[:2]
-    return [np.asarray(part).swapaxes(0, 1).tolist() for part in jax.device_get(told)]
+def _choose(real_vocab: int, telling: Telling, state, logits, position) -> Choice:
+    """The tokens at `position`, and what is to be told of them."""
+    row = state["seed"], state["sample"], position
+    choice = choose(state["draw"], logits, uniforms(*row), real_vocab, telling.top)
+    if telling.sampled:
+        logprobs, ids = sampled_of(logits, many_uniforms(*row, telling.sampled), real_vocab)
+        choice = choice._replace(sampled_ids=ids, sampled_logprobs=logprobs)
+    return choice
+
+
+def _columns(choices: Choice) -> dict[str, np.ndarray]:
+    """Of [steps, slots, ...] the parts that are told, each as [slots, steps, ...]."""
+    untold = set(TOLD) if choices.top_ids is None and choices.sampled_ids is None else set()
+    told = {name: part for name, part in choices._asdict().items() if part is not None and name not in untold}
+    return {name: np.asarray(part).swapaxes(0, 1) for name, part in jax.device_get(told).items()}
 
 
 def _draws(draws: list[Draw], slots: int) -> Draw:

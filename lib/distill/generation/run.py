@@ -28,6 +28,10 @@ def generate_batch(
     answer: the file says which and why.
     """
     info, rows = read_info(params), read_jsonl(prompts)
+    if (most := max(settings.told.values())) > info.real_vocab:
+        raise DistillError(
+            f"{most} logits a token are asked for, the teacher has {info.real_vocab}: lower generation's"
+        )
     for row in rows:
         if (length := len(row["prompt_token_ids"])) > settings.max_prefill_length:
             raise DistillError(
@@ -52,7 +56,7 @@ def generate_batch(
                     progress.add(sample)
 
             stop_ids = info.eos_ids if door.own else []
-            ask(door, asks, settings.sampling, stop_ids, _concurrency(settings, door), answered)
+            ask(door, asks, settings.sampling, stop_ids, _concurrency(settings, door), answered, settings.told)
         journal.finish()
         written = [
             _completion(row, number, journal.known[name, number])
@@ -78,10 +82,16 @@ def _door(params: Path, info: ModelInfo, settings: Generation, idle_seconds: flo
             return Server(settings.endpoint, api_key(), 0)
         return ensure_server(
             params, slots=settings.slots, max_length=settings.max_target_length, idle_seconds=idle_seconds,
-            mesh=settings.mesh, int8=settings.int8,
+            mesh=settings.mesh, int8=settings.int8, **settings.told,
         )  # fmt: skip
 
     door = open_door(find)
+    asked = {kind: k for kind, k in settings.told.items() if k}
+    if asked and not door.own:
+        raise DistillError(
+            f"the server at {door.server.url} is not ours and tells no logsumexp: leave generation's top_logits and "
+            "sampled_logits out, and the stages that need logits have them from score_logits"
+        )
     if door.own:
         expected = {"teacher": info.digest, "slots": settings.slots, "max_length": settings.max_target_length}
         expected |= {"mesh": settings.mesh.model_dump(), "int8": sorted(settings.int8)}
@@ -91,13 +101,21 @@ def _door(params: Path, info: ModelInfo, settings: Generation, idle_seconds: flo
                     f"the server at {door.server.url} has {name} {found}, the recipe {value}: its answers would be "
                     "others, start one with the recipe's model and settings"
                 )
+        for kind, k in asked.items():
+            if (tells := door.facts.get("told", {}).get(kind, 0)) < k:
+                flag = {"top": "--top-logprobs", "sampled": "--sampled-logits"}[kind]
+                raise DistillError(
+                    f"the server at {door.server.url} tells {tells} {kind} logits a token, the recipe asks for {k}: "
+                    f"start it with {flag} {k}"
+                )
     return door
 
 
 def _key(info: ModelInfo, door: Door, settings: Generation) -> dict[str, Any]:
     """What decides an answer beside its prompt and number."""
     by = door.facts["engine"] if door.own else [settings.endpoint, door.model]
-    decides = {name: settings.decides[name] for name in ("sampling", "max_target_length", "slots", "mesh", "int8")}
+    names = ("sampling", "max_target_length", "slots", "mesh", "int8", "top_logits", "sampled_logits")
+    decides = {name: settings.decides[name] for name in names if name in settings.decides}
     return {"teacher": info.digest, "tokenizer": info.tokenizer_hash, "by": by, "seed": settings.seed, **decides}
 
 
@@ -139,6 +157,7 @@ def _write(
     out: Path, written: list[dict], info: ModelInfo, door: Door, settings: Generation, failed: list[tuple[str, str]]
 ) -> None:
     from distill.data.schema import CompletionsMetadata, write_completions  # Arrow loads while nobody waits for it
+    from distill.data.topk import Told
 
     metadata = CompletionsMetadata(
         teacher=info.digest,
@@ -147,6 +166,7 @@ def _write(
         seed=settings.seed,
         foreign=None if door.own else door.model,
         failed=failed,
+        logits=Told(**settings.told, vocabulary=info.real_vocab) if any(settings.told.values()) else None,
     )
     write_completions(out, written, metadata)
 
@@ -165,6 +185,7 @@ def _completion(row: dict, number: int, sample: Sample) -> dict:
         "logprobs": sample.logprobs,
         "finish_reason": sample.finish_reason,
         "reference": row["reference"],
+        **({"logits": sample.logits} if sample.logits is not None else {}),
     }
 
 

@@ -31,6 +31,18 @@ def uniforms(seeds: UInt32[Array, "B 2"], samples: Int[Array, "B"], positions: I
     return jax.vmap(row)(seeds, samples, positions)
 
 
+def many_uniforms(
+    seeds: UInt32[Array, "B 2"], samples: Int[Array, "B"], positions: Int[Array, "B"], count: int
+) -> Float[Array, "B n 2"]:
+    """`count` pairs like those of `uniforms`, and independent of them."""
+
+    def row(seed: Array, sample: Array, position: Array) -> Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(seed), sample), position)
+        return (jax.random.bits(jax.random.fold_in(key, 1), (count, 2)) >> 8).astype(jnp.float32) * 2**-24
+
+    return jax.vmap(row)(seeds, samples, positions)
+
+
 class Draw(NamedTuple):
     """How a row is drawn; a field is a number, or an array [B] on the device."""
 
@@ -55,6 +67,8 @@ class Choice(NamedTuple):
     logsumexp: Float[Array, "B"]  # of the row's logits
     top_ids: Int[Array, "B k"] | None = None  # the likeliest tokens, best first
     top_logprobs: Float[Array, "B k"] | None = None
+    sampled_ids: Int[Array, "B k"] | None = None  # drawn with replacement from the untempered distribution
+    sampled_logprobs: Float[Array, "B k"] | None = None
 
 
 def choose(
@@ -64,10 +78,10 @@ def choose(
 
     Rows of the vocabulary from `real_vocab` on are padding: no tokenizer knows them, they are never drawn.
     """
-    rows, size = logits.shape
+    size = logits.shape[1]
     ids = jnp.arange(size)[None]
-    logits = jnp.where(ids < real_vocab, logits, -jnp.inf) if real_vocab < size else logits
-    blocks = jnp.pad(logits, ((0, 0), (0, -size % BLOCK)), constant_values=-jnp.inf).reshape(rows, -1, BLOCK)
+    logits = _known(logits, real_vocab)
+    blocks = _blocks(logits)
     peaks = jnp.max(blocks, axis=2)
     best = jnp.max(peaks, axis=1)
     own = jnp.sum(jnp.exp(blocks - best[:, None, None]), axis=-1)
@@ -105,6 +119,34 @@ def likeliest_of(
     scores, at = jax.lax.top_k(jnp.take_along_axis(blocks, few[:, :, None], axis=1).reshape(len(few), -1), top)
     ids = jnp.take_along_axis(few, at // BLOCK, axis=1) * BLOCK + at % BLOCK
     return scores, ids.astype(jnp.int32)
+
+
+def sampled_of(
+    logits: Float[Array, "B V"], uniforms: Float[Array, "B n 2"], real_vocab: int
+) -> tuple[Float[Array, "B n"], Int[Array, "B n"]]:
+    """Log-probabilities and ids of n draws with replacement from softmax(logits), untempered and unfiltered."""
+    blocks = _blocks(_known(logits, real_vocab))
+    best = jnp.max(jnp.max(blocks, axis=2), axis=1)
+    own = jnp.sum(jnp.exp(blocks - best[:, None, None]), axis=-1)
+    block = jax.vmap(pick, in_axes=(None, 1), out_axes=1)(own, uniforms[:, :, 0])
+    inside = jnp.take_along_axis(blocks, block[:, :, None], axis=1)
+    mass = jnp.exp(inside - best[:, None, None]).reshape(-1, BLOCK)
+    at = pick(mass, uniforms[:, :, 1].reshape(-1)).reshape(block.shape)
+    scores = jnp.take_along_axis(inside, at[:, :, None], axis=2)[:, :, 0]
+    total = best + jnp.log(jnp.sum(own, axis=-1))
+    return scores - total[:, None], (block * BLOCK + at).astype(jnp.int32)
+
+
+def _known(logits: Float[Array, "B V"], real_vocab: int) -> Float[Array, "B V"]:
+    """Logits with what is no token at -inf."""
+    size = logits.shape[1]
+    return jnp.where(jnp.arange(size)[None] < real_vocab, logits, -jnp.inf) if real_vocab < size else logits
+
+
+def _blocks(logits: Float[Array, "B V"]) -> Float[Array, "B n C"]:
+    """Rows cut into blocks, the last one filled with -inf."""
+    padded = jnp.pad(logits, ((0, 0), (0, -logits.shape[1] % BLOCK)), constant_values=-jnp.inf)
+    return padded.reshape(len(logits), -1, BLOCK)
 
 
 def _hot(draw: Draw) -> Float[Array, "B"]:

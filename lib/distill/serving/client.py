@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,12 +91,15 @@ def open_door(find: Callable[[], Server]) -> Door:
 
 def ask(
     door: Door, asks: Sequence[Ask], sampling: Sampling, stop_ids: Sequence[int], concurrency: int,
-    answered: Callable[[Ask, list[Sample] | Failure], None],
+    answered: Callable[[Ask, list[Sample] | Failure], None], told: Mapping[str, int] | None = None,
 ) -> None:  # fmt: skip
-    """Have every ask answered or given up, `concurrency` at a time; `answered` is told of each as it ends."""
+    """Have every ask answered or given up, `concurrency` at a time; `answered` is told of each as it ends.
+
+    told: logits of each kind that are asked for at each token; only a server of ours can tell them.
+    """
     if not asks:
         return
-    body = _body(door, sampling, stop_ids)
+    body = _body(door, sampling, stop_ids) | {f"{kind}_logits": k for kind, k in (told or {}).items() if k}
 
     async def worker(client: httpx2.AsyncClient, left: Iterator[Ask]) -> None:
         for one in left:
@@ -183,7 +186,7 @@ def _samples(response: httpx2.Response, body: dict[str, Any]) -> list[Sample]:
         samples = [
             Sample(
                 choice["text"], choice["finish_reason"], choice.get("token_ids"),
-                (choice.get("logprobs") or {}).get("token_logprobs"),
+                (choice.get("logprobs") or {}).get("token_logprobs"), choice.get("logits"),
             )
             for choice in choices
         ]  # fmt: skip

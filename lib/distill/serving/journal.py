@@ -18,12 +18,16 @@ from distill.files import digest, replacing
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer. Token ids and logprobs are None where a foreign server did not tell them."""
+    """One answer. Token ids and logprobs are None where a foreign server did not tell them.
+
+    logits: what was told of each token beside it, if that was asked for, as `data.topk.as_text` writes it.
+    """
 
     text: str
     finish_reason: str
     token_ids: list[int] | None
     logprobs: list[float] | None
+    logits: dict[str, str] | None = None
 
 
 def entry_name(prompt_id: str, prompt_token_ids: list[int]) -> str:

@@ -1,8 +1,9 @@
 """OpenAI's completions and chat completions as requests to the engine, and answers as OpenAI writes them.
 
 Extensions have vLLM's names where it has one: top_k, min_p, stop_token_ids, ignore_eos, return_token_ids.
-Ours is `first_choice`: choice i is sample first_choice + i, so that a prompt's samples can be asked for in
-parts. A field that would change the answer and that we cannot honour is refused, never passed over.
+Ours are `first_choice`: choice i is sample first_choice + i, so that a prompt's samples can be asked for in
+parts; and `top_logits` and `sampled_logits`: so many a token in each choice's `logits`, packed (data/topk.py). A
+field that would change the answer and that we cannot honour is refused, never passed over.
 """
 
 import secrets
@@ -48,6 +49,7 @@ class Limits:
     eos_ids: tuple[int, ...]
     most_choices: int
     top_logprobs: int = 0  # alternatives that the engine tells at each position
+    sampled_logits: int = 0  # and draws from its distribution
 
 
 class Asked(BaseModel, ABC):
@@ -70,6 +72,8 @@ class Asked(BaseModel, ABC):
     stream: bool = False
     stream_options: dict[str, bool] = {}
     return_token_ids: bool = False
+    top_logits: int = Field(0, ge=0)
+    sampled_logits: int = Field(0, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -92,6 +96,11 @@ class Asked(BaseModel, ABC):
         return stop
 
     @property
+    def told(self) -> dict[str, int]:
+        """How many packed logits of each kind are asked for."""
+        return {"top": self.top_logits, "sampled": self.sampled_logits}
+
+    @property
     @abstractmethod
     def alternatives(self) -> int | None:
         """How many logprobs a position are told beside the token's own; None: not even that."""
@@ -110,6 +119,12 @@ class Asked(BaseModel, ABC):
                 f"{self.alternatives} alternatives a token: this server tells {limits.top_logprobs}, "
                 "start it with --top-logprobs for more",
             )
+        for name, most in (("top_logits", limits.top_logprobs), ("sampled_logits", limits.sampled_logits)):
+            if (asked := getattr(self, name)) > most:
+                flag = "top-logprobs" if name == "top_logits" else "sampled-logits"
+                raise Problem(400, f"{name} {asked}: this server tells {most}, start it with --{flag} {asked}")
+        if self.stream and any(self.told.values()):
+            raise Problem(400, "packed logits come with whole answers: leave stream out")
         seed = secrets.randbits(64) if self.seed is None else self.seed % 2**64
         draw = Draw(self.temperature, max(self.top_k, 0), self.top_p, self.min_p)
         stop_ids = frozenset(self.stop_token_ids) | (frozenset() if self.ignore_eos else frozenset(limits.eos_ids))

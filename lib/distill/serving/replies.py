@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from distill.data.topk import as_text, packed, told_columns
 from distill.serving.protocol import Asked, ChatRequest
 from distill.serving.text import Text
 from distill.serving.worker import News
@@ -21,6 +22,7 @@ class Choice:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top: list[dict[str, float]] = field(default_factory=list)
+    told: dict[str, list] = field(default_factory=dict)
     said: str = ""
     finish_reason: str | None = None
 
@@ -31,7 +33,7 @@ class Reply:
     def __init__(
         self, asked: Asked, prompts: list[list[int]], model: str, tokenizer: Tokenizer, name: Callable[[int], str]
     ):
-        self.asked, self.prompts, self.name = asked, prompts, name
+        self.asked, self.prompts, self.name, self.vocabulary = asked, prompts, name, tokenizer.real_vocab
         self.chat = isinstance(asked, ChatRequest)
         self.choices = [Choice(Text(tokenizer, asked.stop)) for _ in range(asked.n * len(prompts))]
         kind = "chat.completion" if self.chat else "text_completion"
@@ -48,6 +50,9 @@ class Reply:
         choice.tokens += news.tokens
         choice.logprobs += news.logprobs
         choice.top += self._top(news)
+        for column, width in told_columns(self.asked.told).items():
+            values = news.told[column]
+            choice.told.setdefault(column, []).extend([value[:width] for value in values] if width else values)
         choice.finish_reason = news.finish_reason
         ended_by_id = news.finish_reason == "stop"
         piece = choice.text.add(news.tokens[:-1] if ended_by_id else news.tokens, news.finish_reason is not None)
@@ -63,6 +68,8 @@ class Reply:
             content = {"message": {"role": "assistant", "content": choice.said}} if self.chat else {"text": choice.said}
             told = choice.tokens, choice.logprobs, choice.top
             choices.append(self._choice(index, content, told, choice.finish_reason))
+            if choice.told:
+                choices[-1]["logits"] = as_text(packed(choice.told, self.vocabulary))
         return _json(self.head | {"choices": choices, "usage": self.usage()})
 
     def chunk(self, news: News, piece: str, first: bool) -> bytes:
@@ -89,8 +96,9 @@ class Reply:
         """The likeliest tokens by their text, as many as were asked for, at each position."""
         if not (count := self.asked.alternatives):
             return [{} for _ in news.tokens]
-        rows = zip(news.top_ids, news.top_logprobs, strict=True)
-        return [{self.name(i): v for i, v in zip(ids[:count], values[:count], strict=True)} for ids, values in rows]
+        rows = zip(news.told["top_ids"], news.told["top_logprobs"], strict=True)
+        cut = ((ids[:count].tolist(), values[:count].tolist()) for ids, values in rows)
+        return [{self.name(i): value for i, value in zip(*row, strict=True)} for row in cut]
 
     def _choice(
         self, index: int, content: dict, told: tuple[list[int], list[float], list[dict]], reason: str | None

@@ -38,7 +38,7 @@ async def _serve(params: Path, settings: Serving, announce: Callable[[str], None
             weights = quantize_weights(weights)
         return engine.Engine(
             config, weights, slots=settings.slots, max_length=settings.max_length, real_vocab=info.real_vocab,
-            top=settings.top_logprobs, mesh=mesh, int8_cache="cache" in settings.int8,
+            top=settings.top_logprobs, sampled=settings.sampled_logits, mesh=mesh, int8_cache="cache" in settings.int8,
         )  # fmt: skip
 
     opened = _open(settings)
@@ -80,6 +80,7 @@ def facts(info: ModelInfo, settings: Serving) -> dict[str, Any]:
         "max_length": settings.max_length,
         "mesh": settings.mesh.model_dump(),
         "int8": sorted(settings.int8),
+        "told": {"top": settings.top_logprobs, "sampled": settings.sampled_logits},
         "engine": digest(Path(engine.__file__)),
     }
 

@@ -39,6 +39,7 @@ class Serving:
     token: str | None = None
     idle_seconds: float = 0
     top_logprobs: int = 0
+    sampled_logits: int = 0
     int8: tuple[str, ...] = ()  # of weights, cache
     mesh: EngineMesh = ONE_DEVICE
 
@@ -51,8 +52,9 @@ class Service:
         self.metrics = Metrics(worker, settings.slots)
         self.room = settings.queue + settings.slots
         self.limits = Limits(
-            settings.max_length, self.info.vocab_size, tuple(self.info.eos_ids), self.room, settings.top_logprobs
-        )
+            settings.max_length, self.info.vocab_size, tuple(self.info.eos_ids), self.room, settings.top_logprobs,
+            settings.sampled_logits,
+        )  # fmt: skip
         self.name = token_names(self.tokenizer)
         self.leave: Callable[[], None] = lambda: None
 

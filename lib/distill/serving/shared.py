@@ -96,7 +96,13 @@ def folder() -> Path:
 
 
 def files_of(
-    params: Path, slots: int, max_length: int, mesh: EngineMesh = ONE_DEVICE, int8: Sequence[str] = ()
+    params: Path,
+    slots: int,
+    max_length: int,
+    mesh: EngineMesh = ONE_DEVICE,
+    int8: Sequence[str] = (),
+    top: int = 0,
+    sampled: int = 0,
 ) -> Files:
     """The files of the server that answers for a model and engine settings, with the code as it is now."""
     code = hashlib.sha256()
@@ -104,7 +110,7 @@ def files_of(
         code.update(str(file.relative_to(PACKAGE.parents[1])).encode() + b"\0" + file.read_bytes())
     key = {
         "teacher": hashlib.sha256((params / "model.json").read_bytes()).hexdigest(),
-        "engine": [slots, max_length, mesh.model_dump(), sorted(int8)],
+        "engine": [slots, max_length, mesh.model_dump(), sorted(int8), top, sampled],
         "code": code.hexdigest(),
         "python": sys.executable,
         "jax": {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_"))},
@@ -122,9 +128,14 @@ def ensure_server(
     idle_seconds: float,
     mesh: EngineMesh = ONE_DEVICE,
     int8: Sequence[str] = (),
+    top: int = 0,
+    sampled: int = 0,
 ) -> Server:
-    """The shared server; started, and waited for, when there is none. Idle ones with another key leave first."""
-    files = files_of(params, slots, max_length, mesh, int8)
+    """The shared server; started, and waited for, when there is none. Idle ones with another key leave first.
+
+    top, sampled: logits that it can tell a token, see `generation.engine.Engine`.
+    """
+    files = files_of(params, slots, max_length, mesh, int8, top, sampled)
     if server := files.read():
         return server
     with FileLock(files.start):
@@ -137,6 +148,7 @@ def ensure_server(
         command = [sys.executable, SCRIPT, "--params", params, "--slots", slots, "--max-length", max_length]
         command += ["--idle-seconds", idle_seconds, "--shared", files.info]
         command += [f"--int8-{what}" for what in int8]
+        command += ["--top-logprobs", top, "--sampled-logits", sampled]
         command += [part for axis, size in mesh for part in (f"--{axis}-parallelism", size)]
         environment = {name: value for name, value in os.environ.items() if name != "DISTILL_PARENT"}
         with files.log.open("wb") as log:

@@ -19,8 +19,7 @@ class News:
     tokens: list[int]
     logprobs: list[float]
     finish_reason: str | None
-    top_ids: list[list[int]]  # as many as the engine was built to tell
-    top_logprobs: list[list[float]]
+    told: dict[str, list]  # what the engine was built to tell of each token, see `Result`
 
 
 GATHER = 0.005
@@ -169,7 +168,5 @@ class Worker:
 
 
 def _since(known: int, index: int, result: Result) -> News:
-    return News(
-        index, result.tokens[known:], result.logprobs[known:], result.finish_reason,
-        result.top_ids[known:], result.top_logprobs[known:],
-    )  # fmt: skip
+    told = {name: values[known:] for name, values in result.told.items()}
+    return News(index, result.tokens[known:], result.logprobs[known:], result.finish_reason, told)
