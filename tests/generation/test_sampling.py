@@ -117,7 +117,7 @@ def test_padded_rows_of_the_vocabulary_are_never_drawn_and_have_no_mass() -> Non
     for how in (Draw(), Draw(0.0), Draw(top_p=0.9)):
         assert draw(how, logits, real_vocab=250).max() < 250
     one = Draw(*(jnp.full(1, value) for value in Draw()))
-    _, logprob, _, _, _ = choose(one, jnp.asarray(logits)[None], jnp.zeros((1, 2)), 250)
+    logprob = choose(one, jnp.asarray(logits)[None], jnp.zeros((1, 2)), 250).logprob
     assert float(logprob[0]) == pytest.approx(-np.log(250), abs=1e-5)
 
 

@@ -88,7 +88,8 @@ class Reading:
 class Engine:
     """Decodes requests in `slots` rows; `max_length` is the longest prompt and completion together.
 
-    top: tell as many of the likeliest tokens a position; sampled: as many draws from the distribution. mesh: the devices, if more than one; `params` lie on it.
+    top, sampled: tell as many of the likeliest tokens a position, and draws from the distribution. mesh: the devices,
+    if more than one; `params` lie on it.
     int8_cache: keys and values in eight bits; `models.int8.quantize_weights` does that to `params`.
     """
 
