@@ -12,6 +12,7 @@ include: "rules/prompts.smk"
 include: "rules/generate.smk"
 include: "rules/completions.smk"
 include: "rules/dataset.smk"
+include: "rules/logits.smk"
 include: "rules/train.smk"
 include: "rules/export.smk"
 include: "rules/evaluate.smk"
@@ -29,6 +30,7 @@ rule all:
         prompt_files,
         kept_completions,
         "<run>/dataset",
+        "<run>/logits/check.json" if SOFT else [],
         expand("<run>/students/{stage}/params", stage=RECIPE.stages),
         expand("<run>/export/{stage}", stage=RECIPE.stages),
         expand("<run>/evaluation/{name}.json", name=SCORED),
@@ -58,6 +60,14 @@ rule dataset:
         "<run>/dataset",
     message:
         "the dataset is there"
+
+
+rule logits:
+    input:
+        all_logits,
+        "<run>/logits/check.json" if SOFT else [],
+    message:
+        "logits are there" if SOFT else "no stage has objective topk_logits"
 
 
 rule students:

@@ -1,6 +1,7 @@
 """Students.
 
-in:  params/ of the stage's init and of a teacher that it asks, its data: dataset/, prompts/{batch}.jsonl with the original answers, published sets
+in:  params/ of the stage's init and of a teacher that it asks, its data: dataset/, prompts/{batch}.jsonl with the original answers, published sets,
+     files with stored logits
 out: students/{stage}/params/, final.json, metrics.jsonl; steps/ beside them is the loop's own
 """
 
@@ -9,6 +10,8 @@ rule train:
     input:
         init=init_of,
         teacher=asked_teacher,
+        told=stored_logits,
+        told_by=told_by,
         data=training_data,
         published=published_files,
     output:
@@ -19,6 +22,8 @@ rule train:
         folder=lambda w, output: Path(output.params).parent,
         stage=stage_settings,
         teacher=lambda w, input: [f"--teacher={path}" for path in input.teacher],
+        told=lambda w, input: [f"--told={path}" for path in input.told],
+        told_by=lambda w, input: [f"--told-by={path}" for path in input.told_by],
         template=RECIPE.prompts.chat_template,
         max_length=length_of,
         code=code("train"),
@@ -35,6 +40,8 @@ rule train:
         '"$PYTHON" "$SCRIPTS/leave_server.py" && "$PYTHON" "$SCRIPTS"/train.py'
         " --init {input.init:q}"
         " {params.teacher:q}"
+        " {params.told_by:q}"
+        " {params.told:q}"
         " --stage {params.stage:q}"
         " --name {wildcards.stage:q}"
         " --template {params.template}"

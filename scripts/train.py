@@ -16,6 +16,8 @@ PATH = click.Path(path_type=Path)
 @click.command()
 @click.option("--init", type=PATH, required=True, help="params folder to start from")
 @click.option("--teacher", type=PATH, help="params folder of the model that is asked for its logits")
+@click.option("--told", type=PATH, multiple=True, help="file of completions with stored logits; give each")
+@click.option("--told-by", type=PATH, help="params folder of the teacher whose logits these are")
 @click.option("--stage", required=True, help="the stage's settings, JSON")
 @click.option("--name", required=True, help="the stage's name")
 @click.option("--template", type=click.Choice(["tokenizer", "none"]), required=True, help="chat template")
@@ -25,6 +27,8 @@ PATH = click.Path(path_type=Path)
 def main(
     init: Path,
     teacher: Path | None,
+    told: tuple[Path, ...],
+    told_by: Path | None,
     stage: str,
     name: str,
     template: str,
@@ -40,7 +44,8 @@ def main(
         shards = "data/train-*.parquet"
         files = [file for path in data for file in (sorted(path.glob(shards)) if path.is_dir() else [path])]
         settings = Stage.model_validate_json(stage)
-        train(init, files, folder, settings, name, template=template, max_length=max_length, teacher=teacher)
+        stored = {"told": told, "told_by": told_by}
+        train(init, files, folder, settings, name, template=template, max_length=max_length, teacher=teacher, **stored)
 
 
 if __name__ == "__main__":

@@ -297,6 +297,21 @@ class Part(Source):
     """A source of a stage's data: `generated`, `original`, or a dataset of conversations that have answers."""
 
     weight: float | None = Field(None, gt=0, description="share of the rows; in proportion to its size when left out")
+    samples: int | None = Field(None, gt=0, description="take the first so many answers to a prompt")
+    corrupt: float = Field(0.0, ge=0, le=1, description="share of the prompts that get another one's answer: a control")
+
+    @property
+    def in_words(self) -> str:
+        """Its source, with what is done to it."""
+        done = [f"{self.samples} a prompt"] if self.samples else []
+        done += [f"{self.corrupt:g} corrupted"] if self.corrupt else []
+        name = f"{self.weight:g} {self.source}" if self.weight else self.source
+        return f"{name} ({', '.join(done)})" if done else name
+
+    @property
+    def id8(self) -> str:
+        """Eight hex digits of what decides which rows the source has."""
+        return digest(self.model_dump(exclude={"weight", "samples", "corrupt"}))[:8]
 
     @property
     def published(self) -> bool:
@@ -305,7 +320,7 @@ class Part(Source):
 
     @model_validator(mode="after")
     def _plain(self) -> "Part":
-        if not self.published and (odd := self.model_fields_set - {"source", "weight"}):
+        if not self.published and (odd := self.model_fields_set - {"source", "weight", "samples", "corrupt"}):
             changed = [name for name in sorted(odd) if getattr(self, name) != type(self).model_fields[name].default]
             if changed:
                 raise ValueError(f"{self.source} is made by the recipe and has no {', '.join(changed)}: leave it out")
@@ -397,11 +412,17 @@ class HiddenStates(Settings):
 Number = float | Schedule
 SOFT = ("teacher", "alpha", "temperature")
 LOGITS = (*SOFT, "teacher_dtype", "divergence", "beta", "skew", "hidden_states")
-SETTINGS_OF: dict[str, tuple[str, ...]] = {"sft": (), "logits": LOGITS, "on_policy": (*LOGITS, "on_policy")}
+SETTINGS_OF: dict[str, tuple[str, ...]] = {
+    "sft": (),
+    "logits": LOGITS,
+    "topk_logits": ("alpha", "k", "estimator"),
+    "on_policy": (*LOGITS, "on_policy"),
+}
 """Settings of a stage that its objective alone decides the use of."""
 NUMBERS: dict[str, tuple[str, ...]] = {
     "sft": (),
     **dict.fromkeys(("logits", "on_policy"), ("alpha", "temperature", "beta")),
+    "topk_logits": ("alpha",),
 }
 """Those among them that are a number or its way over the steps."""
 
@@ -426,6 +447,10 @@ class Stage(Settings):
     alpha: Number = Field(1.0, description="share of the divergence in the loss, the rest is NLL")
     temperature: Number = Field(1.0, description="that the scores of both are divided by in the divergence")
     beta: Number = Field(0.5, description="share of the teacher in what jsd compares both with")
+    k: int = Field(32, gt=0, description="stored logits of a token that are used")
+    estimator: Literal["topk", "sampled"] = Field(
+        "topk", description="the likeliest ids and a bucket for the rest, or draws from the teacher's distribution"
+    )
     skew: float = Field(0.1, gt=0, lt=1, description="share of the own side in what skew_* compares with")
     hidden_states: HiddenStates | None = None
     on_policy: OnPolicy = OnPolicy()
@@ -471,7 +496,7 @@ class Stage(Settings):
                     "a dataset goes into a list, `- source: ...`"
                 )
             return ({"source": data},)
-        return data
+        return (data,) if isinstance(data, dict) else data
 
     @field_validator("data")
     @classmethod
@@ -487,9 +512,14 @@ class Stage(Settings):
         return "teacher_dtype" in SETTINGS_OF[self.objective]
 
     @property
+    def kind(self) -> str:
+        """The kind of stored logits that it reads."""
+        return "top" if self.estimator == "topk" else "sampled"
+
+    @property
     def data_in_words(self) -> str:
         """`generated`, or its sources with their weights."""
-        return " + ".join(f"{part.weight:g} {part.source}" if part.weight else part.source for part in self.data)
+        return " + ".join(part.in_words for part in self.data)
 
     @model_validator(mode="before")
     @classmethod
@@ -669,6 +699,35 @@ class Recipe(Settings):
         if self.dataset.verifier and unknown:
             raise ValueError("dataset.verifier needs prompts.reference, the column of right answers")
         return self
+
+    @model_validator(mode="after")
+    def _logits_belong_to_their_tokens(self) -> "Recipe":
+        for name, stage in self.stages.items():
+            if stage.objective != "topk_logits":
+                continue
+            if stage.loss_on != "completion":
+                raise ValueError(f"stages.{name}.loss_on: logits are stored for the last turn, take completion")
+            if self.dataset.think == "drop" and "generated" in {part.source for part in stage.data}:
+                raise ValueError(
+                    f"dataset.think: drop changes the answers that stages.{name} has logits of: keep, or take sft"
+                )
+        return self
+
+    def captured(self, stage: str) -> bool:
+        """Whether the logits that a stage reads of generated answers are stored as these are generated."""
+        settings = self.stages[stage]
+        told = self.generation.told[settings.kind] if self.dataset.completions == "generated" else 0
+        return told >= settings.k
+
+    @property
+    def scored_logits(self) -> dict[str, int]:
+        """Logits of each kind that a token of text is scored for, where stages need what was not captured."""
+        widths = {"top": 0, "sampled": 0}
+        for name, stage in self.stages.items():
+            captured = self.captured(name) and all(part.source == "generated" for part in stage.data)
+            if stage.objective == "topk_logits" and not captured:
+                widths[stage.kind] = max(widths[stage.kind], stage.k)
+        return widths
 
     def teacher_of(self, stage: str) -> str | None:
         """The model whose logits a stage asks for while it trains, or None where it asks for none."""

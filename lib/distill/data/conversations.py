@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from distill.config import Part
+from distill.data.transforms import transformed
 from distill.errors import DistillError
 from distill.files import read_jsonl
 from distill.text.chat import Messages
@@ -17,13 +18,16 @@ def training_conversations(files: Iterable[Path], part: Part) -> Iterator[Messag
 
     generated: `messages` of a dataset's Parquet files. original: prompts (JSONL) with the answer that their
     dataset had; a prompt without one is passed over. Any other source is read itself, and `files` are not: a row
-    without an answer comes as it is, a malformed one as an empty conversation.
+    without an answer comes as it is, a malformed one as an empty conversation. `part.samples` and `part.corrupt` are
+    applied.
     """
     if part.source == "generated":
-        return _generated(file for file in files if file.suffix == ".parquet")
-    if part.source == "original":
-        return _original(file for file in files if file.suffix == ".jsonl")
-    return _published(part)
+        found = _generated(file for file in files if file.suffix == ".parquet")
+    elif part.source == "original":
+        found = _original(file for file in files if file.suffix == ".jsonl")
+    else:
+        found = _published(part)
+    return transformed(found, part)
 
 
 def _generated(files: Iterable[Path]) -> Iterator[Messages]:

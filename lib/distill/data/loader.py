@@ -59,11 +59,15 @@ class Loader:
         prompt [5, 6] answer [7, 2] → tokens 5 6 7, targets 6 7 2, mask 0 1 1, positions 0 1 2,
         segment_ids 1 1 1, and 0 in all of them where padded. A second example of the row goes on behind it
         with positions 0 1 ... and segment_ids 2 2 ...
+
+        Examples with logits have `soft_ids` (int32 or uint16) and `soft_logprobs` (float16) [B, T, k] too, zero where
+        mask is, and `soft_vocabulary` [B], the number of ids that they are of.
         """
         numbers = range(step * self.batch_size, (step + 1) * self.batch_size)[part]
         there = [self.endless or number < self.rows.per_epoch for number in numbers]
         rows = [self.rows.row(number) if ok else () for number, ok in zip(numbers, there, strict=True)]
-        return arrays([[self.examples[example] for example in row] for row in rows], self.length)
+        batch = arrays([[self.examples[example] for example in row] for row in rows], self.length)
+        return batch | _logits(self.examples, rows, batch["mask"].shape)
 
 
 def arrays(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], length: int) -> dict[str, np.ndarray]:
@@ -89,6 +93,23 @@ def arrays(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], length: int)
         "positions": positions,
         "segment_ids": segments,
     }
+
+
+def _logits(examples: Examples, rows: Sequence[Sequence[int]], shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """The stored logits of a batch, beside the tokens that are learned; nothing for examples without."""
+    if (logits := examples.logits) is None:
+        return {}
+    ids = np.zeros((*shape, logits.k), np.uint16 if logits.told.vocabulary <= 1 << 16 else np.int32)
+    logprobs = np.zeros((*shape, logits.k), np.float16)
+    for row, members in enumerate(rows):
+        at = 0
+        for example in members:
+            _, learned = examples[example]
+            there = at + np.flatnonzero(learned[1:])
+            ids[row, there], logprobs[row, there] = logits.of(example, len(there))
+            at += len(learned) - 1
+    vocabulary = np.full(shape[0], logits.told.vocabulary, np.int32)
+    return {"soft_ids": ids, "soft_logprobs": logprobs, "soft_vocabulary": vocabulary}
 
 
 def row_length(max_length: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from distill.errors import DistillError
 from distill.text.chat import Messages, Template, examples_tokens
 from distill.text.tokenizer import Tokenizer
 from distill.text.turns import turns_tokens
+
+if TYPE_CHECKING:
+    from distill.data.stored import Logits
 
 CHUNK = 1024  # conversations tokenized in one go
 
@@ -24,7 +27,8 @@ class Examples:
 
     `dropped` counts what did not become an example: overlong, nothing_to_learn; `cut` those that lost their end
     since they were too long. `sources` has the number of
-    examples and the weight of each source that they came from, in order; one source when left out.
+    examples and the weight of each source that they came from, in order; one source when left out. `logits` has a
+    row for each learned token (data/stored.py).
     """
 
     ids: np.ndarray
@@ -33,6 +37,7 @@ class Examples:
     dropped: Mapping[str, int]
     sources: tuple[tuple[int, float], ...] = ()
     cut: int = 0
+    logits: "Logits | None" = None
 
     @property
     def parts(self) -> tuple[tuple[int, float], ...]:
@@ -67,13 +72,16 @@ class Examples:
         sources = tuple(
             (int(part.sum()), weight) for part, (_, weight) in zip(np.split(chosen, ends), self.parts, strict=True)
         )
-        return Examples(self.ids[tokens], self.mask[tokens], offsets, self.dropped, sources, self.cut)
+        logits = self.logits and self.logits.taken(chosen)
+        return Examples(self.ids[tokens], self.mask[tokens], offsets, self.dropped, sources, self.cut, logits)
 
     def digest(self) -> str:
         """SHA-256 (hex) over the arrays and the sources."""
         total = hashlib.sha256(repr(self.parts).encode())
         for array in (self.ids, self.mask, self.offsets):
             total.update(np.ascontiguousarray(array).tobytes())
+        if self.logits is not None:
+            total.update(self.logits.digest.encode() + self.logits.starts.tobytes())
         return total.hexdigest()
 
 

@@ -1,7 +1,8 @@
 """The teacher's completions as Parquet: columns, metadata, and readers that check the metadata first."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,27 +107,46 @@ def read_completions(
     columns: list[str] | None = None,
 ) -> tuple[pa.Table, CompletionsMetadata]:
     """Read one batch, or some `columns` of it. What is expected of its metadata is checked first."""
+    with opened_completions(path) as (file, metadata):
+        check_metadata(path, metadata, teacher=teacher, tokenizer_hash=tokenizer_hash, sampling=sampling)
+        return file.read(columns=columns), metadata
+
+
+@contextmanager
+def opened_completions(path: Path) -> Iterator[tuple[pq.ParquetFile, CompletionsMetadata]]:
+    """A batch's file, to be read in parts; what is broken in it is a `DistillError` whenever it is found."""
     path = Path(path)
     if not path.is_file():
         raise DistillError(f"completions {path} do not exist")
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            schema = file.schema_arrow
-            metadata = _metadata(path, schema)
-            expected = {"teacher": teacher, "tokenizer_hash": tokenizer_hash, "sampling": sampling}
-            for name, value in expected.items():
-                if value is not None and (found := getattr(metadata, name)) != value:
-                    raise DistillError(
-                        f"completions {path}: {name} is {_short(found)}, {_short(value)} is expected: "
-                        "delete the file, and the next run makes it again"
-                    )
-            table = file.read(columns=columns)
+        with pq.ParquetFile(path, page_checksum_verification=True, memory_map=True) as file:
+            yield file, _metadata(path, file.schema_arrow)
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DistillError(
             f"completions {path} are damaged ({reason}): delete the file, and the next run makes it again"
         ) from None
-    return table, metadata
+
+
+def check_metadata(path: Path, metadata: CompletionsMetadata, **expected: Any) -> None:
+    """Refuse a file whose metadata has other values than are `expected`; None takes any."""
+    for name, value in expected.items():
+        if value is not None and (found := getattr(metadata, name)) != value:
+            raise DistillError(
+                f"completions {path}: {name} is {_short(found)}, {_short(value)} is expected: "
+                "delete the file, and the next run makes it again"
+            )
+
+
+def column_bytes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Of a column of `Told.fields`: the number of tokens of each row, and the bytes of all of them, [N, W]."""
+    rows = column.combine_chunks()
+    rows = rows if isinstance(rows, pa.Array) else pa.concat_arrays(rows.chunks)
+    flat = rows.flatten()
+    width = flat.type.byte_width if pa.types.is_fixed_size_binary(flat.type) else 4
+    values = np.frombuffer(flat.buffers()[1] or b"", np.uint8)
+    values = values[flat.offset * width : (flat.offset + len(flat)) * width]
+    return np.diff(rows.offsets.to_numpy()), values.reshape(len(flat), width)
 
 
 def _metadata(path: Path, schema: pa.Schema) -> CompletionsMetadata:

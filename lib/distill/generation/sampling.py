@@ -121,6 +121,12 @@ def likeliest_of(
     return scores, ids.astype(jnp.int32)
 
 
+def whole_blocks(logits: Float[Array, "B V"]) -> tuple[Float[Array, "B n C"], Float[Array, "B n"]]:
+    """Blocks and their peaks, as `likeliest_of` takes them."""
+    blocks = _blocks(logits)
+    return blocks, jnp.max(blocks, axis=2)
+
+
 def sampled_of(
     logits: Float[Array, "B V"], uniforms: Float[Array, "B n 2"], real_vocab: int
 ) -> tuple[Float[Array, "B n"], Int[Array, "B n"]]:

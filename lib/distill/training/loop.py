@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,17 +12,16 @@ from jax.sharding import Mesh
 from distill import SCHEMA_VERSION, closure
 from distill.checkpoints.info import ModelInfo, read_info
 from distill.config import Stage
-from distill.data.conversations import training_conversations
 from distill.data.loader import Loader, row_length
-from distill.data.masking import Examples, joined, training_examples
+from distill.data.masking import Examples
 from distill.errors import DistillError
 from distill.files import write_json
 from distill.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh
 from distill.parallel.processes import in_any, is_first, spread, wait_for_all
 from distill.text.chat import Template
 from distill.text.compatibility import compare, must_be_open
-from distill.text.tokenizer import load_tokenizer
 from distill.training.checkpoints import LOSS, Steps
+from distill.training.examples import logits_examples, text_examples
 from distill.training.finish import write_params
 from distill.training.held_out import make_judge, split
 from distill.training.hidden_states import student_of
@@ -53,25 +53,28 @@ def train(
     template: Template,
     max_length: int,
     teacher: Path | None = None,
+    told: Sequence[Path] = (),
+    told_by: Path | None = None,
 ) -> None:
     """Train a stage from the params folder `init`, on conversations in the files `data`.
 
     teacher: params folder of the model that an objective asks for its logits.
+    told, told_by: files of completions with stored logits, and the params folder of the teacher whose they are.
     data: Parquet files of a dataset, and prompts with the answers they came with, as `stage.data` needs them.
     Leaves `folder/params`, `folder/final.json` and `folder/metrics.jsonl`. Interrupted at any step and
     started again, it goes on from its last checkpoint and ends in the same bits.
     """
     if teacher is not None:
         must_be_open({name: stage.objective}, compare(teacher, init))
-    tokenizer = load_tokenizer(init / "tokenizer")
-    how = {"loss_on": stage.loss_on, "overlong": stage.overlong}
-    sources = []
-    for part in stage.data:
-        found = training_conversations(data, part)
-        sources.append(training_examples(found, tokenizer, template, max_length, name=part.source, **how))
-    examples = joined(sources, [part.weight for part in stage.data])
-    length = row_length(max_length) if stage.packing else None
-    fit(init, examples, folder, stage, name, length=length, teacher=teacher)
+    length, mapped = row_length(max_length) if stage.packing else None, folder / "logits"
+    if stage.objective == "topk_logits":
+        examples = logits_examples(init, data, told, told_by, stage, name, mapped, max_length)
+    else:
+        examples = text_examples(init, data, stage, template, max_length)
+    try:
+        fit(init, examples, folder, stage, name, length=length, teacher=teacher)
+    finally:
+        shutil.rmtree(mapped, ignore_errors=True)
 
 
 def fit(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from distill.config import NUMBERS, Schedule, Stage
 from distill.training.divergences import divergence_of, log_probs
 from distill.training.losses import Constants, Parts, Sums, TokenLoss, masked_sum, token_sums
+from distill.training.stored_logits import stored_sums
 from distill.training.teacher import View
 
 Batch = dict[str, jax.Array]
@@ -69,7 +70,26 @@ def logits(stage: Stage, batch: Batch, numbers: Numbers, view: View) -> Objectiv
     return Objective(loss, parts, {"head": view.head, "numbers": numbers})
 
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"sft": sft, "logits": logits, "on_policy": logits}
+def topk_logits(stage: Stage, batch: Batch, numbers: Numbers, view: View | None) -> Objective:
+    """α KL(teacher, student) + (1 − α) NLL, of the logits that a teacher stored with its tokens."""
+    fixed = {name: getattr(stage, name) for name in NUMBERS[stage.objective] if name not in numbers}
+
+    def loss(logits: jax.Array, parts: Parts, constants: Constants) -> Sums:
+        alpha = (fixed | constants["numbers"])["alpha"]
+        real = jnp.arange(logits.shape[-1])[None, None] < constants["vocabulary"]
+        rows = (parts[name] for name in ("targets", "mask", "soft_ids", "soft_logprobs"))
+        return stored_sums(jnp.where(real, logits, -jnp.inf), *rows, stage.estimator, alpha, stage.z_loss)
+
+    parts = {name: batch[name] for name in ("targets", "mask", "soft_ids", "soft_logprobs")}
+    return Objective(loss, parts, {"vocabulary": batch["soft_vocabulary"][0], "numbers": numbers})
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "sft": sft,
+    "logits": logits,
+    "on_policy": logits,
+    "topk_logits": topk_logits,
+}
 
 
 def scheduled(stage: Stage, step: int, steps: int) -> Numbers:
