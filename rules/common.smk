@@ -45,7 +45,8 @@ def read_recipe_or_exit():
 
 RECIPE, FILES = read_recipe_or_exit()
 RUN = str(RECIPE.folder)
-MODELS = {f"{name}-{model.id8}": name for name, model in RECIPE.models.items()}
+MODELS = {f"{name}-{RECIPE.id8(name)}": name for name in RECIPE.models}
+DERIVED = [model for model, name in MODELS.items() if RECIPE.models[name].derive]
 SCORED = [RECIPE.teacher, RECIPE.student, *RECIPE.stages] if RECIPE.evaluation else []
 
 
@@ -118,7 +119,28 @@ def params_of(name):
     model = RECIPE.models[name]
     if model.local and is_params(model.local):
         return str(model.local)
-    return f"{RECIPE.results}/models/{name}-{model.id8}/params"
+    return f"{RECIPE.results}/models/{name}-{RECIPE.id8(name)}/params"
+
+
+def one_of(models):
+    """A wildcard that is one of them; one that nothing is, for none."""
+    return "|".join(map(re.escape, models)) or "(?!)"
+
+
+def parent_of(wildcards):
+    """The params folder that a derived model is made of."""
+    return params_of(model_of(wildcards).derive.parent)
+
+
+def judged_on(wildcards):
+    """The local files of the prompts that heads and neurons of a derived model are judged on."""
+    return FILES["prompts"] if model_of(wildcards).derive.narrows else []
+
+
+def judging_prompts(wildcards):
+    """The same as a flag of the script."""
+    flag = [f"--prompts={RECIPE.prompts.model_dump_json(exclude_defaults=True)}"]
+    return flag if model_of(wildcards).derive.narrows else []
 
 
 def import_records():
@@ -140,7 +162,9 @@ def source_of(wildcards):
 def source_folder(name):
     """The folder that a model came in, where its license is to be found."""
     model = RECIPE.models[name]
-    return str(model.local or f"{RECIPE.results}/models/{name}-{model.id8}/source")
+    if model.derive:
+        return source_folder(model.derive.parent)
+    return str(model.local or f"{RECIPE.results}/models/{name}-{RECIPE.id8(name)}/source")
 
 
 def model_sources(wildcards):
@@ -176,7 +200,9 @@ def parity_files(wildcards):
     wanted = []
     for model, name in MODELS.items():
         folder = RECIPE.models[name].local
-        if folder and is_params(folder):
+        if model in DERIVED:
+            print(f"parity: {name} is left out, it is made of {RECIPE.models[name].derive.parent}", file=sys.stderr)
+        elif folder and is_params(folder):
             print(f"parity: {name} is left out, it is a params folder and no checkpoint", file=sys.stderr)
         elif find_spec("torch") or (folder and (folder / "reference.npz").is_file()):
             wanted.append(f"{RECIPE.results}/models/{model}/parity.json")

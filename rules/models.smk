@@ -62,6 +62,8 @@ rule import_checkpoint:
     benchmark:
         "<benchmarks>/import_checkpoint/{model}.tsv"
     threads: 1
+    wildcard_constraints:
+        model=one_of(model for model in MODELS if model not in DERIVED),
     message:
         "import {wildcards.model}"
     shell:
@@ -71,6 +73,34 @@ rule import_checkpoint:
         " --model {params.model:q}"
         " --out {output.params:q}"
         " --record {output.record:q}"
+        " 2>&1 | tee -i {log:q} >&2"
+
+
+rule derive_student:
+    input:
+        parent=parent_of,
+        prompts=judged_on,
+    output:
+        directory("<models>/{model}/params"),
+    params:
+        model=model_settings,
+        prompts=judging_prompts,
+        code=code("derive_student"),
+    log:
+        "<logs>/derive_student/{model}.log",
+    benchmark:
+        "<benchmarks>/derive_student/{model}.tsv"
+    threads: 1
+    wildcard_constraints:
+        model=one_of(DERIVED),
+    message:
+        "derive {wildcards.model}"
+    shell:
+        '"$PYTHON" "$SCRIPTS"/derive_student.py'
+        " --parent {input.parent:q}"
+        " --model {params.model:q}"
+        " {params.prompts:q}"
+        " --out {output:q}"
         " 2>&1 | tee -i {log:q} >&2"
 
 

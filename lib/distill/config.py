@@ -30,18 +30,70 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Derive(Settings):
+    """A student of another model's weights: some of its layers, heads and neurons, and its tokenizer."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    parent: str = Field(alias="from", description="the model whose weights they are")
+    layers: int | tuple[int, ...] | None = Field(
+        None, description="which, from 0 on, or how many evenly; all by default"
+    )
+    heads: int | None = Field(None, gt=0, description="query heads of a layer, those with the largest output")
+    intermediate: int | None = Field(None, gt=0, description="neurons of a layer, those with the largest activation")
+    prompts: int = Field(64, gt=0, description="of the recipe's, that heads and neurons are judged on")
+
+    @property
+    def narrows(self) -> bool:
+        """Whether heads or neurons are left out, for which prompts are needed."""
+        return self.heads is not None or self.intermediate is not None
+
+    @property
+    def in_words(self) -> str:
+        """`8 layers, 6 heads of teacher`"""
+        count = self.layers if isinstance(self.layers, int) else self.layers and len(self.layers)
+        parts = {"layers": count, "heads": self.heads, "neurons": self.intermediate}
+        return f"{', '.join(f'{n} {what}' for what, n in parts.items() if n) or 'a copy'} of {self.parent}"
+
+    @field_validator("layers")
+    @classmethod
+    def _in_order(cls, layers: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
+        if layers == 0 or layers == ():
+            raise ValueError("must be 1 or more, or a list of layers")
+        if isinstance(layers, tuple) and list(layers) != sorted(set(layers)):
+            raise ValueError(f"{list(layers)} must rise: a layer is taken once, in its order")
+        return layers
+
+
 class Model(Settings):
-    """A checkpoint: `source` is a Hub id, a Hugging Face folder, or an Orbax params folder of another run."""
+    """A checkpoint: `source` is a Hub id, a Hugging Face folder, or an Orbax params folder of another run.
+
+    With `derive` it is made of another model of the recipe, and has no source of its own.
+    """
 
     source: str
+    derive: Derive | None = None
     revision: str | None = None
     dtype: Dtype = "float32"
     tokenizer: str | None = Field(None, description="Hub id or folder, where the tokenizer lives elsewhere")
     tokenizer_revision: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_origin(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not values.get("derive"):
+            return values
+        words = Derive.model_validate(values["derive"]).in_words
+        others = ("source", "revision", "tokenizer", "tokenizer_revision")
+        if odd := [name for name in others if values.get(name) not in (None, words)]:
+            raise ValueError(f"a model with derive has no {odd[0]}: all it is comes from the other one")
+        return values | {"source": words}
+
     @property
     def local(self) -> Path | None:
-        """The folder that `source` names, or None when it is a Hub id."""
+        """The folder that `source` names, or None when it is a Hub id, or made of another model."""
+        if self.derive is not None:
+            return None
         path = Path(self.source).expanduser()
         looks_like_a_path = self.source.startswith(("/", "./", "../", "~")) or path.is_dir()
         return path if looks_like_a_path else None
@@ -49,7 +101,7 @@ class Model(Settings):
     @property
     def id8(self) -> str:
         """Eight hex digits of what determines the imported checkpoint."""
-        return digest(self.model_dump())[:8]
+        return digest(self.model_dump(exclude={"derive"} if self.derive is None else None))[:8]
 
 
 class Source(Settings):
@@ -711,6 +763,27 @@ class Recipe(Settings):
                 raise ValueError(
                     f"dataset.think: drop changes the answers that stages.{name} has logits of: keep, or take sft"
                 )
+        return self
+
+    def id8(self, model: str) -> str:
+        """Eight hex digits of what determines a model's params folder."""
+        settings = self.models[model]
+        if settings.derive is None:
+            return settings.id8
+        made_of = [settings.model_dump(mode="json"), self.id8(settings.derive.parent)]
+        return digest([*made_of, self.prompts.model_dump(mode="json")] if settings.derive.narrows else made_of)[:8]
+
+    @model_validator(mode="after")
+    def _derived_from_what_is_there(self) -> "Recipe":
+        for name in self.models:
+            seen, at = [name], self.models[name].derive
+            while at is not None:
+                if at.parent not in self.models:
+                    close = did_you_mean(at.parent, self.models)
+                    raise ValueError(f"models.{name}.derive.from: {at.parent} is not among models{close}")
+                if at.parent in seen:
+                    raise ValueError(f"models.{name}.derive: {' → '.join([*seen, at.parent])} is a cycle")
+                seen, at = [*seen, at.parent], self.models[at.parent].derive
         return self
 
     def captured(self, stage: str) -> bool:

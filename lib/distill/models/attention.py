@@ -47,6 +47,19 @@ class Attention(nnx.Module):
         room: slots that the cache may grow to; what a row attends to does not depend, to the bit, on how many
         it has now.
         """
+        spoken, cache = self.spoken(x, turn, mask, cache, slots, room)
+        return biased(from_heads(spoken, self.o[...]), self.o_bias), cache
+
+    def spoken(
+        self,
+        x: Float[Array, "B T D"],
+        turn: Rotation,
+        mask: Bool[Array, "B T S"],
+        cache: LayerCache | None = None,
+        slots: Int[Array, "B T"] | None = None,
+        room: int | None = None,
+    ) -> tuple[Float[Array, "B T N H"], LayerCache | None]:
+        """What each head says, before it is projected back."""
         interleaved = self.config.rope_interleaved
         q = biased(to_heads(x, self.q[...]), self.q_bias)
         k = biased(to_heads(x, self.k[...]), self.k_bias)
@@ -61,10 +74,8 @@ class Attention(nnx.Module):
             cache = {"k": k, "v": v}
             k, v = wide(k), wide(v)
         if cache is not None and x.shape[1] == 1:
-            attended = attend_one(self.config, q[:, 0], k, v, mask[:, 0], room or k.shape[2])[:, None]
-        else:
-            attended = attend(self.config, q, k, v, mask)
-        return biased(from_heads(attended, self.o[...]), self.o_bias), cache
+            return attend_one(self.config, q[:, 0], k, v, mask[:, 0], room or k.shape[2])[:, None], cache
+        return attend(self.config, q, k, v, mask), cache
 
 
 def to_heads(x: Float[Array, "B T D"], weight: Float[Array, "N H D"]) -> Float[Array, "B T N H"]:

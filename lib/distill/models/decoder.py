@@ -199,7 +199,7 @@ def forward_with_balance(
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
     lengths = sequence_lengths(positions, segments[:, :, None] == segments[:, None, :])
     turns = [rotation(rope, positions, lengths) for rope in config.ropes]
-    x = _embed(config, params, tokens)
+    x = embedded(config, params, tokens)
     x = x if dtype is None else x.astype(dtype)
     uneven = jnp.zeros(tokens.shape[0], jnp.float32)
 
@@ -262,7 +262,7 @@ def extend(
     """
     turns = [rotation(rope, positions) for rope in config.ropes]
     last = jnp.max(jnp.where(valid > 0, positions, -1), axis=1)
-    x, written = _embed(config, params, tokens), []
+    x, written = embedded(config, params, tokens), []
     for i, layer in enumerate(config.layers):
         most = None if room is None else slots_for(layer, room)
         seen = positions, last, valid, turns[layer.rope]
@@ -274,7 +274,7 @@ def extend(
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _extend_block(config, layer, room, mesh, weights, x, cache, positions, last, valid, turn):
     """One layer of `extend`. A function of its own, so that layers that are alike are traced once."""
-    module = nnx.merge(_block(config, structure(layer))[0], nnx.State(wide(weights)))
+    module = block(config, layer, weights)
     size = slots_of(cache)
     mask = cache_mask(positions, last, size, layer.window)
     return module(x, turn, mask, cache, write_slots(positions, valid, size), room, mesh)
@@ -306,7 +306,13 @@ def _cast(weights: Params, dtype: Any) -> Params:
     )
 
 
-def _embed(config: ModelConfig, params: Params, tokens: Array) -> Array:
+def block(config: ModelConfig, layer: Layer, weights: Params) -> Block:
+    """A layer of the unscanned tree as a module."""
+    return nnx.merge(_block(config, structure(layer))[0], nnx.State(wide(weights)))
+
+
+def embedded(config: ModelConfig, params: Params, tokens: Array) -> Array:
+    """What the first layer is given."""
     x = wide(params["embed"][tokens])
     return x if config.embed_scale == 1.0 else x * jnp.asarray(config.embed_scale, x.dtype)
 

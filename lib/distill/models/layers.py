@@ -64,10 +64,13 @@ class FeedForward(nnx.Module):
         self.down_bias = weight(config, "D", zeros, rngs) if bias else None
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return biased(jnp.einsum("BTF,DF->BTD", self.inner(x), self.down[...]), self.down_bias)
+
+    def inner(self, x: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
+        """What each neuron gives to the projection down."""
         gate = biased(jnp.einsum("BTD,FD->BTF", x, self.gate[...]), self.gate_bias)
         up = biased(jnp.einsum("BTD,FD->BTF", x, self.up[...]), self.up_bias)
-        hidden = activate(self.activation, gate) * up
-        return biased(jnp.einsum("BTF,DF->BTD", hidden, self.down[...]), self.down_bias)
+        return activate(self.activation, gate) * up
 
 
 def at_least_float32(x: Array) -> jnp.dtype:
