@@ -1,7 +1,7 @@
 """Students.
 
-in:  params/ of the stage's init and of a teacher that it asks, its data: dataset/, prompts/{batch}.jsonl with the original answers, published sets,
-     files with stored logits
+in:  params/ of the stage's init and of a teacher that it asks, its data: dataset/, prompts/{batch}.jsonl with the
+     original answers, published sets; files with stored logits
 out: students/{stage}/params/, final.json, metrics.jsonl; steps/ beside them is the loop's own
 """
 

@@ -47,8 +47,11 @@ def model_card(recipe: Recipe, stage: str, place: str, license: str | None, thei
     teacher = recipe.models[recipe.teacher]
     front: dict[str, Any] = {"license": license} if license else {}
     front |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["distillation"]}
-    if student.local is None:
-        front["base_model"] = student.source
+    origin = student
+    while origin.derive is not None:
+        origin = recipe.models[origin.derive.parent]
+    if origin.local is None:
+        front["base_model"] = origin.source
     if datasets := [source.source for source in recipe.prompts.sources if source.local is None]:
         front["datasets"] = datasets
     body = TEXT.format(
