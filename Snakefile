@@ -18,6 +18,7 @@ include: "rules/export.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
 include: "rules/plan.smk"
+include: "rules/evidence.smk"
 include: "rules/parity.smk"
 include: "rules/publish.smk"
 
@@ -36,6 +37,7 @@ rule all:
         expand("<run>/evaluation/{name}.json", name=SCORED),
         "<run>/summary.json" if SCORED else [],
         "<run>/report.html",
+        "<run>/evidence" if RECIPE.comparison else [],
         publications() if RECIPE.publish.when == "all" else [],
     message:
         "all is there"

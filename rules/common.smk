@@ -314,6 +314,16 @@ def published_files(wildcards):
     return FILES[f"stages.{wildcards.stage}"]
 
 
+def held_out_files(wildcards):
+    """The recipe's evaluation, where a stage is asked for it while it trains."""
+    return FILES["evaluation"] if RECIPE.stages[wildcards.stage].held_out == "evaluation" else []
+
+
+def held_out_flag(wildcards):
+    asked = RECIPE.stages[wildcards.stage].held_out == "evaluation"
+    return [f"--evaluation={RECIPE.evaluation.model_dump_json(exclude_defaults=True)}"] if asked else []
+
+
 # Stored logits -------------------------------------------------------------------------------------------------
 
 SOFT = [name for name, stage in RECIPE.stages.items() if stage.objective == "topk_logits"]

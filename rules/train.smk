@@ -14,6 +14,7 @@ rule train:
         told_by=told_by,
         data=training_data,
         published=published_files,
+        evaluation=held_out_files,
     output:
         params=directory("<run>/students/{stage}/params"),
         final="<run>/students/{stage}/final.json",
@@ -24,6 +25,7 @@ rule train:
         teacher=lambda w, input: [f"--teacher={path}" for path in input.teacher],
         told=lambda w, input: [f"--told={path}" for path in input.told],
         told_by=lambda w, input: [f"--told-by={path}" for path in input.told_by],
+        evaluation=held_out_flag,
         template=RECIPE.prompts.chat_template,
         max_length=length_of,
         code=code("train"),
@@ -43,6 +45,7 @@ rule train:
         " {params.told_by:q}"
         " {params.told:q}"
         " --stage {params.stage:q}"
+        " {params.evaluation:q}"
         " --name {wildcards.stage:q}"
         " --template {params.template}"
         " --max-length {params.max_length}"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from distill.config import Stage
+from distill.config import Evaluation, Stage
 from distill.errors import explained
 from distill.parallel.runtime import join, start
 from distill.parent import leave_with_parent
@@ -19,6 +19,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--told", type=PATH, multiple=True, help="file of completions with stored logits; give each")
 @click.option("--told-by", type=PATH, help="params folder of the teacher whose logits these are")
 @click.option("--stage", required=True, help="the stage's settings, JSON")
+@click.option("--evaluation", help="the recipe's held-out prompts, JSON, for `held_out: evaluation`")
 @click.option("--name", required=True, help="the stage's name")
 @click.option("--template", type=click.Choice(["tokenizer", "none"]), required=True, help="chat template")
 @click.option("--max-length", type=int, required=True, help="longer examples are dropped, in tokens")
@@ -30,6 +31,7 @@ def main(
     told: tuple[Path, ...],
     told_by: Path | None,
     stage: str,
+    evaluation: str | None,
     name: str,
     template: str,
     max_length: int,
@@ -44,8 +46,10 @@ def main(
         shards = "data/train-*.parquet"
         files = [file for path in data for file in (sorted(path.glob(shards)) if path.is_dir() else [path])]
         settings = Stage.model_validate_json(stage)
-        stored = {"told": told, "told_by": told_by}
-        train(init, files, folder, settings, name, template=template, max_length=max_length, teacher=teacher, **stored)
+        train(
+            init, files, folder, settings, name, template=template, max_length=max_length, teacher=teacher, told=told,
+            told_by=told_by, evaluation=Evaluation.model_validate_json(evaluation) if evaluation else None,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

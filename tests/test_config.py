@@ -39,7 +39,7 @@ def changed(path: str, value: object) -> dict:
         ("stages.sft.init", "studnet", "studnet is neither a model nor a stage (did you mean student?)"),
         ("stages.sft.init", "sft", "stages form a cycle: sft → sft"),
         ("stages.teacher", {"init": "student", "steps": 1}, "teacher: both a model and a stage"),
-        ("stages.sft.objective", "on_policy", "objective on_policy is not built yet"),
+        ("stages.sft.objective", "aligned_logits", "objective aligned_logits is not built yet"),
         ("stages.sft", {"init": "student", "steps": 9, "objective": "topk_logits", "temperature": 2},
          "objective topk_logits does not use temperature: remove it"),
         ("stages.sft", {"init": "student", "steps": 9, "objective": "topk_logits", "loss_on": "assistant"},

@@ -8,7 +8,7 @@ import math
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
@@ -349,13 +349,15 @@ class Part(Source):
     """A source of a stage's data: `generated`, `original`, or a dataset of conversations that have answers."""
 
     weight: float | None = Field(None, gt=0, description="share of the rows; in proportion to its size when left out")
+    rows: int | None = Field(None, gt=0, description="take the first so many conversations")
     samples: int | None = Field(None, gt=0, description="take the first so many answers to a prompt")
     corrupt: float = Field(0.0, ge=0, le=1, description="share of the prompts that get another one's answer: a control")
 
     @property
     def in_words(self) -> str:
         """Its source, with what is done to it."""
-        done = [f"{self.samples} a prompt"] if self.samples else []
+        done = [f"the first {self.rows:,}"] if self.rows else []
+        done += [f"{self.samples} a prompt"] if self.samples else []
         done += [f"{self.corrupt:g} corrupted"] if self.corrupt else []
         name = f"{self.weight:g} {self.source}" if self.weight else self.source
         return f"{name} ({', '.join(done)})" if done else name
@@ -363,7 +365,7 @@ class Part(Source):
     @property
     def id8(self) -> str:
         """Eight hex digits of what decides which rows the source has."""
-        return digest(self.model_dump(exclude={"weight", "samples", "corrupt"}))[:8]
+        return digest(self.model_dump(exclude={"weight", "rows", "samples", "corrupt"}))[:8]
 
     @property
     def published(self) -> bool:
@@ -372,7 +374,7 @@ class Part(Source):
 
     @model_validator(mode="after")
     def _plain(self) -> "Part":
-        if not self.published and (odd := self.model_fields_set - {"source", "weight", "samples", "corrupt"}):
+        if not self.published and (odd := self.model_fields_set - {"source", "weight", "rows", "samples", "corrupt"}):
             changed = [name for name in sorted(odd) if getattr(self, name) != type(self).model_fields[name].default]
             if changed:
                 raise ValueError(f"{self.source} is made by the recipe and has no {', '.join(changed)}: leave it out")
@@ -533,7 +535,9 @@ class Stage(Settings):
     keep: int = Field(2, gt=0, description="newest checkpoints that are there at a time, beside the best")
     log_every: int = Field(10, gt=0)
     tensorboard: bool = Field(False, description="also write the metrics for TensorBoard; needs tensorboardX")
-    held_out: int = Field(0, ge=0, description="examples that are kept apart to be asked for their loss")
+    held_out: Annotated[int, Field(ge=0)] | Literal["evaluation"] = Field(
+        0, description="examples that are kept apart to be asked for their loss; evaluation: the recipe's, for NLL"
+    )
     held_out_every: int = Field(500, gt=0, description="also asked whenever a checkpoint is saved")
     select: Literal["last", "best"] = Field("last", description="which step is the result; best by held-out loss")
     spike: float | None = Field(None, gt=1, description="a loss so many times the usual one ends the run")
@@ -638,6 +642,12 @@ class Evaluation(Source):
     max_target_length: int | None = Field(None, gt=0, description="generation's by default")
 
 
+class Comparison(Settings):
+    """Stages with seeds as the arms of an experiment: `evidence` sets them side by side."""
+
+    baseline: str = Field(description="the arm that learns without the teacher")
+
+
 class Report(Settings):
     title: str | None = None
     samples: int = Field(12, ge=0, description="held-out prompts shown side by side")
@@ -698,6 +708,7 @@ class Recipe(Settings):
     stages: dict[str, Stage]
     evaluation: Evaluation | None = None
     report: Report = Report()
+    comparison: Comparison | None = None
     publish: Publish = Publish()
 
     @field_validator("stages", mode="before")
@@ -759,6 +770,10 @@ class Recipe(Settings):
                 continue
             if stage.loss_on != "completion":
                 raise ValueError(f"stages.{name}.loss_on: logits are stored for the last turn, take completion")
+            if any(part.rows for part in stage.data):
+                raise ValueError(
+                    f"stages.{name}.data: rows counts conversations, stored logits have samples: leave it out"
+                )
             if self.dataset.think == "drop" and "generated" in {part.source for part in stage.data}:
                 raise ValueError(
                     f"dataset.think: drop changes the answers that stages.{name} has logits of: keep, or take sft"
@@ -806,6 +821,27 @@ class Recipe(Settings):
         """The model whose logits a stage asks for while it trains, or None where it asks for none."""
         settings = self.stages[stage]
         return settings.teacher or self.teacher if settings.asks_teacher else None
+
+    @property
+    def arms(self) -> dict[str, dict[int, str]]:
+        """{arm: {seed: stage}}, where `{arm}-seed{seed}` are the runs of one stage."""
+        arms: dict[str, dict[int, str]] = {}
+        for name, stage in self.stages.items():
+            arms.setdefault(name.removesuffix(f"-seed{stage.seed}"), {})[stage.seed] = name
+        return arms
+
+    @model_validator(mode="after")
+    def _comparable(self) -> "Recipe":
+        for name, stage in self.stages.items():
+            if stage.held_out == "evaluation" and self.evaluation is None:
+                raise ValueError(f"stages.{name}.held_out: the recipe has no evaluation: add one, or give a number")
+        if self.comparison is None:
+            return self
+        if (baseline := self.comparison.baseline) not in self.arms:
+            raise ValueError(f"comparison.baseline: {baseline} is not a stage{did_you_mean(baseline, self.arms)}")
+        if apart := [name for name, stage in self.stages.items() if stage.held_out != "evaluation"]:
+            raise ValueError(f"stages.{apart[0]}.held_out must be `evaluation`: arms are compared on the same text")
+        return self
 
     def lineage(self, stage: str) -> list[str]:
         """`stage` and the stages it builds on, newest first; a cycle is a ValueError."""

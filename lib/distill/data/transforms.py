@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from hashlib import blake2b
+from itertools import islice
 
 from distill.config import Part
 from distill.text.chat import Messages, prompt_id
@@ -35,7 +36,8 @@ def donors(prompts: Sequence[str], share: float) -> dict[int, int]:
 
 
 def transformed(conversations: Iterable[Messages], part: Part) -> Iterator[Messages]:
-    """Conversations with `part.samples` and `part.corrupt` applied; as they are where neither is set."""
+    """Conversations with `part.rows`, `part.samples` and `part.corrupt` applied; as they are where none is set."""
+    conversations = islice(conversations, part.rows)
     if part.samples is None and not part.corrupt:
         yield from conversations
         return

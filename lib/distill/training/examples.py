@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.checkpoints.info import read_info
-from distill.config import Part, Stage
+from distill.config import Evaluation, Part, Source, Stage
 from distill.data.conversations import training_conversations
 from distill.data.masking import Examples, joined, training_examples
 from distill.data.stored import Wanted, kept_in, stored_examples
@@ -21,6 +21,14 @@ def text_examples(init: Path, data: Sequence[Path], stage: Stage, template: Temp
         how = {"loss_on": stage.loss_on, "overlong": stage.overlong, "name": part.source}
         sources.append(training_examples(found, tokenizer, template, max_length, **how))
     return joined(sources, [part.weight for part in stage.data])
+
+
+def evaluation_examples(init: Path, evaluation: Evaluation, template: Template) -> Examples:
+    """Held-out prompts with their right answers, as far as the student's context holds them."""
+    info, tokenizer = read_info(init), load_tokenizer(init / "tokenizer")
+    part = Part(**evaluation.model_dump(include=set(Source.model_fields)), rows=evaluation.limit)
+    found = training_conversations((), part)
+    return training_examples(found, tokenizer, template, info.architecture.max_positions, name=part.source)
 
 
 def logits_examples(

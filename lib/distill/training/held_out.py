@@ -41,7 +41,7 @@ def make_judge(
     config: ModelConfig,
     stage: Stage,
     examples: Examples,
-    length: int,
+    length: int | None,
     mesh: Mesh,
     where: decoder.Params,
     frozen: Frozen | None,
@@ -50,8 +50,11 @@ def make_judge(
     """(params, numbers of the step) → held_out_loss, _perplexity, _accuracy, with a teacher _divergence too.
 
     held_out_loss: mean NLL in nats over the tokens that would be learned, whatever the objective, so that stages
-    compare; the divergence is the stage's own.
+    compare; the divergence is the stage's own. The recipe's evaluation is asked for NLL alone, in rows of its own
+    length.
     """
+    if stage.held_out == "evaluation":
+        stage, length, teacher = stage.model_copy(update={"objective": "sft", "packing": False}), None, None
     rows = stage.micro_batch_size or stage.batch_size
     loader = Loader(examples, rows, 0, length, packing=stage.packing, endless=False)
     sharding, still = batch_sharding(mesh), Still.of(frozen, teacher)

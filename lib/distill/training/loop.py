@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from distill import SCHEMA_VERSION, closure
 from distill.checkpoints.info import ModelInfo, read_info
-from distill.config import Stage
+from distill.config import Evaluation, Stage
 from distill.data.loader import Loader, row_length
 from distill.data.masking import Examples
 from distill.errors import DistillError
@@ -21,7 +21,7 @@ from distill.parallel.processes import in_any, is_first, spread, wait_for_all
 from distill.text.chat import Template
 from distill.text.compatibility import compare, must_be_open
 from distill.training.checkpoints import LOSS, Steps
-from distill.training.examples import logits_examples, text_examples
+from distill.training.examples import evaluation_examples, logits_examples, text_examples
 from distill.training.finish import write_params
 from distill.training.held_out import make_judge, split
 from distill.training.hidden_states import student_of
@@ -55,11 +55,13 @@ def train(
     teacher: Path | None = None,
     told: Sequence[Path] = (),
     told_by: Path | None = None,
+    evaluation: Evaluation | None = None,
 ) -> None:
     """Train a stage from the params folder `init`, on conversations in the files `data`.
 
     teacher: params folder of the model that an objective asks for its logits.
     told, told_by: files of completions with stored logits, and the params folder of the teacher whose they are.
+    evaluation: what a stage with `held_out: evaluation` is asked for its NLL.
     data: Parquet files of a dataset, and prompts with the answers they came with, as `stage.data` needs them.
     Leaves `folder/params`, `folder/final.json` and `folder/metrics.jsonl`. Interrupted at any step and
     started again, it goes on from its last checkpoint and ends in the same bits.
@@ -71,8 +73,9 @@ def train(
         examples = logits_examples(init, data, told, told_by, stage, name, mapped, max_length)
     else:
         examples = text_examples(init, data, stage, template, max_length)
+    apart = evaluation_examples(init, evaluation, template) if stage.held_out == "evaluation" else None
     try:
-        fit(init, examples, folder, stage, name, length=length, teacher=teacher)
+        fit(init, examples, folder, stage, name, length=length, teacher=teacher, apart=apart)
     finally:
         shutil.rmtree(mapped, ignore_errors=True)
 
@@ -86,8 +89,12 @@ def fit(
     *,
     length: int | None = None,
     teacher: Path | None = None,
+    apart: Examples | None = None,
 ) -> None:
-    """`train`, on examples that are tokenized already. length: positions of a row; what the longest needs if None."""
+    """`train`, on examples that are tokenized already.
+
+    length: positions of a row; what the longest needs if None. apart: held out; `stage.held_out` of them if None.
+    """
     info, mesh = read_info(init), make_mesh(stage.mesh.sizes)
     _check(info, examples, stage, name, mesh)
     if teacher is not None:
@@ -96,13 +103,15 @@ def fit(
         "init": info.digest,
         "teacher": None if teacher is None else read_info(teacher).digest,
         "examples": examples.digest(),
+        **({} if apart is None else {"apart": apart.digest()}),
         "length": length,
         "stage": stage.model_dump(mode="json", exclude=HOW),
         "code": closure.digest(Path(__file__)),
         "jax": jax.__version__,
     }
     counts = {"examples": len(examples), "dropped": dict(examples.dropped), "cut": examples.cut}
-    examples, apart = split(examples, stage.held_out, name)
+    if apart is None:
+        examples, apart = split(examples, stage.held_out, name)
     loader = Loader(examples, stage.batch_size, stage.seed, length, packing=stage.packing)
     steps = _steps(loader, stage, name)
     optimizer, sharding = make_optimizer(stage, steps), batch_sharding(mesh)
