@@ -434,6 +434,9 @@ class Schedule(Settings):
         """A number as a schedule that stays there."""
         return value if isinstance(value, Schedule) else cls(start=value, end=value, kind="constant")
 
+    def __str__(self) -> str:
+        return f"{self.start:g}" if self.start == self.end else f"{self.start:g} to {self.end:g}"
+
     def at(self, step: int, steps: int) -> float:
         """The number at a step, from 1 to `steps`."""
         done = (step - 1) / max(1, steps - 1)
@@ -561,6 +564,14 @@ class Stage(Settings):
             without = next(part.source for part in data if part.weight is None)
             raise ValueError(f"{without} has no weight and others have: give all of them one, or none")
         return data
+
+    @property
+    def objective_in_words(self) -> str:
+        """`sft`, or an objective with what it goes by: `logits: jsd, alpha 1 to 0.5, temperature 2`."""
+        if not self.asks_teacher:
+            return self.objective
+        numbers = [f"{name} {Schedule.of(getattr(self, name))}" for name in ("alpha", "temperature")]
+        return f"{self.objective}: {', '.join([self.divergence, *numbers])}"
 
     @property
     def asks_teacher(self) -> bool:

@@ -217,3 +217,9 @@ def test_numbers_go_their_way() -> None:
     assert scheduled(settings, 1, 101) == {"alpha": 0.0, "temperature": 4.0}
     assert scheduled(settings, 26, 101) == pytest.approx({"alpha": 0.1464466, "temperature": 3.25})
     assert scheduled(settings, 101, 101) == {"alpha": 1.0, "temperature": 1.0}
+
+
+def test_an_objective_is_told_with_what_it_goes_by() -> None:
+    told = stage(divergence="jsd", alpha={"start": 1, "end": 0.5}, temperature=2).objective_in_words
+    assert told == "logits: jsd, alpha 1 to 0.5, temperature 2"
+    assert stage(objective="sft").objective_in_words == "sft"

@@ -84,4 +84,4 @@ def _at(revision: str | None) -> str:
 
 def _steps(stage: Stage) -> str:
     length = f"{stage.steps} steps" if stage.steps else f"{stage.epochs:g} epochs"
-    return f"{stage.objective} on {stage.data_in_words} answers, {length}"
+    return f"{stage.objective_in_words} on {stage.data_in_words} answers, {length}"

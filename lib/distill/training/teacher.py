@@ -15,6 +15,7 @@ from distill.config import Stage
 from distill.models import decoder
 from distill.models.config import ModelConfig
 from distill.models.int8 import quantize_weights, wide
+from distill.parallel.runtime import give_back
 from distill.training.state import param_shardings
 
 
@@ -45,7 +46,9 @@ def load_teacher(params: Path, stage: Stage, mesh: Mesh) -> Teacher:
     dtype = stage.dtype if int8 else stage.teacher_dtype  # int8 is computed in the stage's type
     config, weights = load_weights(params, mesh=mesh, dtype=dtype)
     weights = decoder.stack(config, quantize_weights(weights) if int8 else weights)
-    return Teacher(config, jax.device_put(weights, param_shardings(config, weights, mesh)), info.real_vocab)
+    weights = jax.device_put(weights, param_shardings(config, weights, mesh))
+    give_back()
+    return Teacher(config, weights, info.real_vocab)
 
 
 def view(teacher: Teacher, batch: dict[str, jax.Array], mesh: Mesh | None = None, *, layers: bool = False) -> View:
