@@ -50,6 +50,11 @@ DERIVED = [model for model, name in MODELS.items() if RECIPE.models[name].derive
 SCORED = [RECIPE.teacher, RECIPE.student, *RECIPE.stages] if RECIPE.evaluation else []
 
 
+def one_of(models):
+    """A wildcard that is one of them; one that nothing is, for none."""
+    return "|".join(map(re.escape, models)) or "(?!)"
+
+
 pathvars:
     run=RUN,
     models=str(RECIPE.results / "models"),
@@ -60,7 +65,8 @@ pathvars:
 wildcard_constraints:
     batch=r"\d+",
     text=r"\d+|original-\d+|published-[0-9a-f]{8}",
-    model="|".join(map(re.escape, MODELS)),
+    model=one_of(model for model in MODELS if model not in DERIVED),
+    derived=one_of(DERIVED),
     stage="|".join(map(re.escape, RECIPE.stages)),
     scored="|".join(map(re.escape, [*RECIPE.models, *RECIPE.stages])),
     where="|".join(map(re.escape, RECIPE.publish.targets)),
@@ -122,25 +128,28 @@ def params_of(name):
     return f"{RECIPE.results}/models/{name}-{RECIPE.id8(name)}/params"
 
 
-def one_of(models):
-    """A wildcard that is one of them; one that nothing is, for none."""
-    return "|".join(map(re.escape, models)) or "(?!)"
+def derived_of(wildcards):
+    return RECIPE.models[MODELS[wildcards.derived]]
+
+
+def derived_settings(wildcards):
+    return settings(derived_of(wildcards))
 
 
 def parent_of(wildcards):
     """The params folder that a derived model is made of."""
-    return params_of(model_of(wildcards).derive.parent)
+    return params_of(derived_of(wildcards).derive.parent)
 
 
 def judged_on(wildcards):
     """The local files of the prompts that heads and neurons of a derived model are judged on."""
-    return FILES["prompts"] if model_of(wildcards).derive.narrows else []
+    return FILES["prompts"] if derived_of(wildcards).derive.narrows else []
 
 
 def judging_prompts(wildcards):
-    """The same as a flag of the script."""
+    """The same prompts as a flag of the script."""
     flag = [f"--prompts={RECIPE.prompts.model_dump_json(exclude_defaults=True)}"]
-    return flag if model_of(wildcards).derive.narrows else []
+    return flag if derived_of(wildcards).derive.narrows else []
 
 
 def import_records():

@@ -62,8 +62,6 @@ rule import_checkpoint:
     benchmark:
         "<benchmarks>/import_checkpoint/{model}.tsv"
     threads: 1
-    wildcard_constraints:
-        model=one_of(model for model in MODELS if model not in DERIVED),
     message:
         "import {wildcards.model}"
     shell:
@@ -81,20 +79,18 @@ rule derive_student:
         parent=parent_of,
         prompts=judged_on,
     output:
-        directory("<models>/{model}/params"),
+        directory("<models>/{derived}/params"),
     params:
-        model=model_settings,
+        model=derived_settings,
         prompts=judging_prompts,
         code=code("derive_student"),
     log:
-        "<logs>/derive_student/{model}.log",
+        "<logs>/derive_student/{derived}.log",
     benchmark:
-        "<benchmarks>/derive_student/{model}.tsv"
+        "<benchmarks>/derive_student/{derived}.tsv"
     threads: 1
-    wildcard_constraints:
-        model=one_of(DERIVED),
     message:
-        "derive {wildcards.model}"
+        "derive {wildcards.derived}"
     shell:
         '"$PYTHON" "$SCRIPTS"/derive_student.py'
         " --parent {input.parent:q}"

@@ -69,10 +69,5 @@ def written(folder: Path, prompts: int = 9, samples: int = 2) -> Written:
     return Written(folder / "params", info, rows, results)
 
 
-def kept(rows: Sequence[dict]) -> dict[tuple[str, int], str]:
-    """Rows as a dataset's."""
-    return {(row["prompt_id"], row["sample"]): row["completion"][0]["content"] for row in rows}
-
-
 def stacked(result: Result, name: str) -> np.ndarray:
     return np.stack(result.told[name])

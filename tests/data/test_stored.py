@@ -9,7 +9,7 @@ import pytest
 from distill.data.loader import Loader
 from distill.data.masking import Examples
 from distill.data.schema import CompletionsMetadata, write_completions
-from distill.data.stored import Wanted, stored_examples
+from distill.data.stored import Wanted, stored_examples, text_digest
 from distill.data.topk import Told, as_text, packed
 from distill.errors import DistillError
 from distill.training.held_out import split
@@ -96,7 +96,7 @@ def test_what_is_cut_dropped_or_held_out_takes_its_logits_along(tmp_path: Path) 
 
 
 def test_the_dataset_says_which_rows(tmp_path: Path) -> None:
-    kept = {(r["prompt_id"], r["sample"]): r["completion"][0]["content"] for r in ROWS[1::3]}
+    kept = {(r["prompt_id"], r["sample"]): text_digest(r["completion"][0]["content"]) for r in ROWS[1::3]}
     examples = take(tmp_path, Wanted([file(tmp_path)], kept))
     assert [examples[i][0].tolist() for i in range(len(examples))] == [
         r["prompt_token_ids"] + r["completion_token_ids"] for r in ROWS[1::3]
@@ -127,7 +127,7 @@ def shifted_logits(rows: list[dict]) -> None:
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
-    kept = {(r["prompt_id"], r["sample"]): r["completion"][0]["content"] for r in ROWS}
+    kept = {(r["prompt_id"], r["sample"]): text_digest(r["completion"][0]["content"]) for r in ROWS}
     rows = list(ROWS)
     other_text(rows)
     with pytest.raises(DistillError, match="prompt p2 sample 0 has another text in the dataset"):
@@ -137,7 +137,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DistillError, match="the logits of prompt p2 sample 0 are not those of its tokens"):
         take(tmp_path, Wanted([file(tmp_path, rows)]))
     with pytest.raises(DistillError, match="1 rows of the dataset have no logits, prompt p9 sample 0"):
-        take(tmp_path, Wanted([file(tmp_path)], kept | {("p9", 0): "x"}))
+        take(tmp_path, Wanted([file(tmp_path)], kept | {("p9", 0): b"x"}))
     with pytest.raises(DistillError, match="has 5 top logits a token, the stage takes 6: lower its k"):
         take(tmp_path, k=6)
     with pytest.raises(DistillError, match=r"teacher is abababababababab…, x is expected"):

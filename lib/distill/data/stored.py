@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -55,12 +54,12 @@ class Logits:
 class Wanted:
     """What a stage takes from files of completions with logits.
 
-    files: of a source, in order. kept: how often each completion is in the dataset, and its text; None: all of them
-    are taken. samples, corrupt: see `config.Part`.
+    files: of a source, in order. kept: the completions in the dataset, with a digest of their text (`kept_in`); None:
+    all are taken. samples, corrupt: see `config.Part`.
     """
 
     files: Sequence[Path]
-    kept: Mapping[Key, str] | None = None
+    kept: Mapping[Key, bytes] | None = None
     weight: float | None = None
     samples: int | None = None
     corrupt: float = 0.0
@@ -148,14 +147,14 @@ def _completions(source: Wanted, writer: "_Writer", teacher: str | None, tokeniz
     return rows
 
 
-def _batch(path: Path, table: pa.Table, left: dict[Key, str] | None, writer: "_Writer") -> list[Row]:
+def _batch(path: Path, table: pa.Table, left: dict[Key, bytes] | None, writer: "_Writer") -> list[Row]:
     names = list(zip(table["prompt_id"].to_pylist(), table["sample"].to_pylist(), strict=True))
     if left is not None:
         chosen = []
         for key, (message,) in zip(names, table["completion"].to_pylist(), strict=True):
             wanted = left.pop(key, None)
             chosen.append(wanted is not None)
-            if wanted not in (None, message["content"]):
+            if wanted not in (None, text_digest(message["content"])):
                 raise DistillError(
                     f"{path}: prompt {key[0]} sample {key[1]} has another text in the dataset than its logits were "
                     "told for: leave dataset.think out, or delete the dataset"
@@ -252,11 +251,16 @@ def _misaligned(path: Path, key: Key, why: str) -> None:
     )
 
 
-def kept_in(files: Sequence[Path]) -> dict[Key, str]:
-    """The text of each completion in a dataset's Parquet files, by prompt id and sample."""
-    kept: dict[Key, Any] = {}
+def text_digest(text: str) -> bytes:
+    """What is remembered of a text: whole ones of a large dataset would fill the memory."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def kept_in(files: Sequence[Path]) -> dict[Key, bytes]:
+    """`text_digest` of each completion in a dataset's Parquet files, by prompt id and sample."""
+    kept: dict[Key, bytes] = {}
     for file in files:
         for batch in pq.ParquetFile(file).iter_batches(columns=["prompt_id", "sample", "completion"]):
             for row in batch.to_pylist():
-                kept[row["prompt_id"], row["sample"]] = row["completion"][0]["content"]
+                kept[row["prompt_id"], row["sample"]] = text_digest(row["completion"][0]["content"])
     return kept

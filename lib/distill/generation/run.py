@@ -28,7 +28,7 @@ def generate_batch(
     answer: the file says which and why.
     """
     info, rows = read_info(params), read_jsonl(prompts)
-    if (most := max(settings.told.values())) > info.real_vocab:
+    if (most := settings.told["top"]) > info.real_vocab:
         raise DistillError(
             f"{most} logits a token are asked for, the teacher has {info.real_vocab}: lower generation's"
         )

@@ -167,7 +167,7 @@ def score_logits(
     scorer = Scorer(params, max_length=max_length)
     info = scorer.info
     told = Told(**widths, vocabulary=info.real_vocab)
-    if (most := max(widths.values())) > info.real_vocab:
+    if (most := widths["top"]) > info.real_vocab:
         raise DistillError(
             f"{most} logits a token are asked for, the teacher has {info.real_vocab}: lower the stages' k"
         )

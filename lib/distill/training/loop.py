@@ -68,7 +68,7 @@ def train(
     """
     if teacher is not None:
         must_be_open({name: stage.objective}, compare(teacher, init))
-    length, mapped = row_length(max_length) if stage.packing else None, folder / "logits"
+    length, mapped = row_length(max_length) if stage.packing else None, folder / f"logits-{jax.process_index()}"
     if stage.objective == "topk_logits":
         examples = logits_examples(init, data, told, told_by, stage, name, mapped, max_length)
     else:
