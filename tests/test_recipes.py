@@ -19,4 +19,4 @@ def test_a_recipe_can_be_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> No
     if recipe.evaluation:
         dataset_files(recipe.evaluation, "evaluation")
     for model in recipe.models.values():
-        assert model.local or model.revision, "a Hub id without its commit is another model tomorrow"
+        assert model.derive or model.local or model.revision, "a Hub id without its commit is another model tomorrow"
