@@ -91,6 +91,13 @@ def test_a_foreign_server_is_asked_one_sample_at_a_time_and_marked(params: Path,
     assert "6 of them known" in run(params, tmp_path, endpoint)[0]
 
 
+def test_a_foreign_server_is_not_asked_for_logits(params: Path, tmp_path: Path, plain: tuple) -> None:
+    endpoint, handler = plain
+    with pytest.raises(DistillError, match="is not ours and tells no logsumexp: leave generation's top_logits"):
+        run(params, tmp_path, endpoint, top_logits=4)
+    assert not handler.seen
+
+
 def test_passing_troubles_are_outlasted(params: Path, tmp_path: Path, plain: tuple) -> None:
     endpoint, handler = plain
     ids = [str(row["prompt_token_ids"]) for row in read_jsonl(write_batch(params, tmp_path / "b.jsonl", 3))]

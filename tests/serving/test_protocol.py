@@ -1,6 +1,7 @@
 """What the server says to good and bad requests, over a real connection."""
 
 import asyncio
+import base64
 import json
 import socket
 
@@ -80,6 +81,23 @@ def test_a_sample_is_its_seed_and_number(server: Running) -> None:
             one["text"] += choice["text"]
             one["finish_reason"] = choice["finish_reason"]
     assert streamed == [{k: c[k] for k in ("token_ids", "text", "finish_reason")} for c in four]
+
+
+def test_packed_logits_are_told_as_far_as_the_server_was_started_for_them(server: Running) -> None:
+    asked = {"prompt": [7, 8], "max_tokens": 4, "seed": 1, "return_token_ids": True}
+    choice = server.complete(top_logits=2, **asked)["choices"][0]
+    sizes = {name: len(base64.b64decode(text)) for name, text in choice["logits"].items()}
+    tokens = len(choice["token_ids"])
+    assert sizes == {"logsumexp": 4 * tokens, "top_ids": 4 * tokens, "top_logprobs": 4 * tokens}
+    assert "logits" not in server.complete(**asked)["choices"][0]
+    for more, complaint in (
+        ({"top_logits": 4}, "top_logits 4: this server tells 3, start it with --top-logprobs 4"),
+        ({"sampled_logits": 1}, "this server tells 0, start it with --sampled-logits 1"),
+        ({"top_logits": 2, "stream": True}, "packed logits come with whole answers"),
+    ):
+        response = server.post("/v1/completions", **asked, **more)
+        assert response.status_code == 400
+        assert complaint in response.json()["error"]["message"]
 
 
 def test_stops(server: Running) -> None:
