@@ -1,6 +1,6 @@
 """One training step, pure: `state, metrics = step(state, batch)`."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -107,6 +107,21 @@ def gradient(
     return jax.lax.scan(add, nothing, stacked)[0]
 
 
+@dataclass(frozen=True)
+class Step:
+    """The compiled step, and the frozen weights that it is always given."""
+
+    compiled: jax.stages.Wrapped
+    weights: decoder.Params
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        return self.compiled(state, self.weights, batch)
+
+    def lower(self, state: State, batch: Batch) -> jax.stages.Lowered:
+        """The step on shapes alone, for a plan."""
+        return self.compiled.lower(state, self.weights, batch)
+
+
 def make_step(
     config: ModelConfig,
     stage: Stage,
@@ -114,7 +129,7 @@ def make_step(
     mesh: Mesh,
     where: State,
     frozen: Frozen | None = None,
-) -> Callable[[State, Batch], tuple[State, Metrics]]:
+) -> Step:
     """The compiled step; the old state's memory is given to the new one."""
 
     def step(state: State, weights: decoder.Params, batch: Batch) -> tuple[State, Metrics]:
@@ -131,4 +146,4 @@ def make_step(
         in_shardings=(where, jax.tree.map(lambda leaf: leaf.sharding, weights), batch_sharding(mesh)),
         out_shardings=(where, replicated(mesh)),
     )
-    return lambda state, batch: compiled(state, weights, batch)
+    return Step(compiled, weights)
