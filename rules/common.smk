@@ -218,6 +218,14 @@ def completion_files(wildcards):
     return [f"{RUN}/completions/{batch}.parquet" for batch in batches(wildcards)]
 
 
+def batches_where(completions):
+    """Which batches a maker of completions is for: all of them, or none where they are made in the other way.
+
+    With two makers of a file Snakemake builds a job of each, for every batch, before it takes one.
+    """
+    return r"\d+" if RECIPE.dataset.completions == completions else "never"
+
+
 # Stages and scores --------------------------------------------------------------------------------------------
 
 
