@@ -8,7 +8,7 @@ RECIPE ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup distill test test-services lint format lock
+.PHONY: help setup distill plan test test-services lint format lock
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,9 @@ $(READY): requirements.lock pyproject.toml
 
 distill: $(READY)  ## run the default recipe (RECIPE=recipes/x.yaml: another one)
 	$(BIN)/snakemake --cores $(CORES) $(if $(RECIPE),--configfile $(RECIPE))
+
+plan: $(READY)  ## what a recipe comes to, before anything is downloaded (RECIPE=recipes/x.yaml)
+	$(BIN)/snakemake --cores 1 plan $(if $(RECIPE),--configfile $(RECIPE)) $(ARGS)
 
 test: $(READY)  ## run the tests that need nothing but Python
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile rules

@@ -16,8 +16,8 @@ from snakemake.io import IOFile
 from distill import closure
 from distill.config import load_recipe
 from distill.errors import DistillError
-from distill.files import digest, read_json
-from distill.inputs import dataset_files, is_params, model_files, tokenizer_files
+from distill.files import digest, file_digest, read_json
+from distill.inputs import config_file, dataset_files, is_params, model_files, tokenizer_files
 from distill.inputs import prompt_files as prompt_sources
 
 PYTHON = sys.executable
@@ -103,8 +103,8 @@ def generation_settings(wildcards):
 
 
 def told_settings(wildcards):
-    """The recipe as the page tells it: where results are sent changes no page."""
-    return RECIPE.model_dump_json(exclude_defaults=True, exclude={"publish"})
+    """The recipe as the page tells it: where results are sent, and what was planned, changes no page."""
+    return RECIPE.model_dump_json(exclude_defaults=True, exclude={"publish", "plan"})
 
 
 # Models and students ------------------------------------------------------------------------------------------
@@ -265,6 +265,14 @@ def completion_files(wildcards):
     return [f"{RUN}/completions/{batch}.parquet" for batch in batches(wildcards)]
 
 
+def batches_where(completions):
+    """Which batches a maker of completions is for: all of them, or none where they are made in the other way.
+
+    With two makers of a file Snakemake builds a job of each, for every batch, before it takes one.
+    """
+    return r"\d+" if RECIPE.dataset.completions == completions else "never"
+
+
 # Stages and scores --------------------------------------------------------------------------------------------
 
 
@@ -406,6 +414,26 @@ def answer_length(wildcards):
     return RECIPE.evaluation.max_target_length or RECIPE.generation.max_target_length
 
 
+# Plan ---------------------------------------------------------------------------------------------------------
+
+
+def config_files(wildcards):
+    """{model: the file that describes it, or null}, as JSON for a script; a Hub id's may come with the recipes."""
+    found = {}
+    for name, model in RECIPE.models.items():
+        imported = RECIPE.results / "models" / f"{name}-{model.id8}"
+        known = Path(workflow.basedir) / "recipes" / "models" / model.source
+        file = config_file(model, [imported / "params", imported / "source", known])
+        found[name] = str(file) if file else None
+    return json.dumps(found)
+
+
+def planned_on(wildcards):
+    """One hash of all that a plan reads beside the recipe: it is looked at, and not asked for."""
+    files = [*json.loads(config_files(wildcards)).values(), f"{RUN}/prompts/index.json"]
+    return digest([file_digest(file) for file in files if file and Path(file).exists()])
+
+
 # Publication --------------------------------------------------------------------------------------------------
 
 
@@ -428,7 +456,7 @@ def published_folder(wildcards):
 
 def publication_settings(wildcards):
     """What the place and its card tell of the recipe, and nothing that would publish again for no reason."""
-    unused = {"code", "results", "generation", "dataset", "evaluation", "report"}
+    unused = {"code", "results", "generation", "dataset", "evaluation", "report", "plan"}
     one = {"targets": {wildcards.where: RECIPE.publish.targets[wildcards.where]}}
     publish = RECIPE.publish.model_copy(update={"when": "asked", "remove_local": False, **one})
     return RECIPE.model_copy(update={"publish": publish}).model_dump_json(exclude_defaults=True, exclude=unused)

@@ -4,14 +4,6 @@ in:  prompts/{batch}.jsonl
 out: completions/{batch}.parquet
 """
 
-if RECIPE.dataset.completions == "own":
-
-    ruleorder: take_completions > generate
-
-else:
-
-    ruleorder: generate > take_completions
-
 
 rule take_completions:
     input:
@@ -26,6 +18,8 @@ rule take_completions:
     benchmark:
         "<benchmarks>/take_completions/{batch}.tsv"
     threads: 1
+    wildcard_constraints:
+        batch=batches_where("own"),
     message:
         "take completions {wildcards.batch}"
     shell:

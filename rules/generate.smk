@@ -23,6 +23,8 @@ rule generate:
     resources:
         accelerator=1,
         idle_seconds=RECIPE.generation.idle_seconds,
+    wildcard_constraints:
+        batch=batches_where("generated"),
     message:
         "generate {wildcards.batch}"
     shell:

@@ -25,7 +25,7 @@ def digest(script: Path, package: Path = PACKAGE) -> str:
     asked = {name for module in modules.values() for name in module.takes_from(BY_NAME)}
     total = hashlib.sha256()
     for name, module in sorted(modules.items()):
-        text = canonical(_definitions(module.tree, asked)) if name == BY_NAME else module.text
+        text = _definitions(module, asked) if name == BY_NAME else module.text
         total.update(f"{name}\0{text}\0".encode())
         for data in module.data_files:
             total.update(f"{data.name}\0".encode() + data.read_bytes())
@@ -41,13 +41,20 @@ def closure(script: Path, package: Path = PACKAGE) -> dict[str, "Module"]:
     queue = [*found["__main__"].imports]
     while queue:
         name = queue.pop()
-        base = package.parent.joinpath(*name.split("."))
-        files = [base / "__init__.py", base.with_name(f"{base.name}.py")]
-        file = next((file for file in files if file.is_file()), None)
-        if name not in found and file and name.split(".")[0] == package.name:
+        if name not in found and (file := _file(name, package)):
             found[name] = _read(name, file)
             queue += found[name].imports
     return found
+
+
+@cache
+def _file(name: str, package: Path) -> Path | None:
+    """The source of a module of the package; None for any other."""
+    if name.split(".")[0] != package.name:
+        return None
+    base = package.parent.joinpath(*name.split("."))
+    files = [base / "__init__.py", base.with_name(f"{base.name}.py")]
+    return next((file for file in files if file.is_file()), None)
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,14 @@ class Module:
     @cached_property
     def text(self) -> str:
         return canonical(self.tree)
+
+    @cached_property
+    def statements(self) -> list[tuple[str | None, str, set[str]]]:
+        """Of each statement at the top: the name it defines, its text, the names it uses."""
+        return [
+            (_defines(part), canonical(part), {node.id for node in ast.walk(part) if isinstance(node, ast.Name)})
+            for part in self.tree.body
+        ]
 
     @cached_property
     def imports(self) -> set[str]:
@@ -139,23 +154,21 @@ def _parts(name: str) -> list[str]:
     return name.split(".") if name else []
 
 
-def _definitions(tree: ast.Module, asked: set[str]) -> ast.Module:
-    """A module reduced to the definitions of the `asked` names and all that those use in turn.
+def _definitions(module: Module, asked: set[str]) -> str:
+    """The text of a module reduced to the definitions of the `asked` names and all that those use in turn.
 
     Statements that define no single name (imports, `if`) stay; asked for `*`, all stay.
     """
     if "*" in asked:
-        return tree
-    names = [_defines(statement) for statement in tree.body]
+        return module.text
     queue, reached = [*asked], set()
     while queue:
         name = queue.pop()
         if name not in reached:
             reached.add(name)
-            parts = [part for part, defined in zip(tree.body, names, strict=True) if defined == name]
-            queue += [node.id for part in parts for node in ast.walk(part) if isinstance(node, ast.Name)]
-    body = [part for part, name in zip(tree.body, names, strict=True) if name is None or name in reached]
-    return ast.Module(body=body, type_ignores=[])
+            queue += [used for defined, _, names in module.statements if defined == name for used in names]
+    kept = [text for name, text, _ in module.statements if name is None or name in reached]
+    return f"Module(body=[{','.join(kept)}])" if kept else "Module()"
 
 
 def _defines(statement: ast.stmt) -> str | None:

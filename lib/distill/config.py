@@ -664,6 +664,23 @@ class Report(Settings):
     samples: int = Field(12, ge=0, description="held-out prompts shown side by side")
 
 
+class Plan(Settings):
+    """The machine that `plan` counts for, and what it takes for granted of the data. No result depends on it."""
+
+    device: str | None = Field(None, description="its kind, such as H100 or TPU v4: peak, memory and bandwidth")
+    devices: int = Field(1, gt=0)
+    peak_tflops: float | None = Field(None, gt=0, description="of one device in dense bfloat16, where not its kind's")
+    memory_gib: float | None = Field(None, gt=0, description="of one device")
+    bandwidth_gbs: float | None = Field(None, gt=0, description="GB/s between one device and its memory")
+    mfu: float = Field(0.4, gt=0, le=1, description="share of the peak that training and reading prompts reach")
+    bandwidth_use: float = Field(0.5, gt=0, le=1, description="share of the bandwidth that decoding reaches")
+    prompt_tokens: int | None = Field(None, gt=0, description="mean; the longest when left out")
+    completion_tokens: int | None = Field(None, gt=0, description="mean; the longest when left out")
+    original_tokens: int | None = Field(None, gt=0, description="mean of an example that is not generated")
+    rows: dict[str, int] = Field({}, description="of published datasets in stages, which a plan does not download")
+    compile: bool = Field(True, description="ask the compiler; without it memory is the closed form alone")
+
+
 class Target(Settings):
     """A place to publish to: `hf://owner/name`, `gs://bucket/folder` or `s3://bucket/folder`."""
 
@@ -720,6 +737,7 @@ class Recipe(Settings):
     evaluation: Evaluation | None = None
     report: Report = Report()
     comparison: Comparison | None = None
+    plan: Plan = Plan()
     publish: Publish = Publish()
 
     @field_validator("stages", mode="before")

@@ -27,6 +27,13 @@ def model_files(model: Model, name: str) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix in MODEL and file.is_file())
 
 
+def config_file(model: Model, folders: list[Path]) -> Path | None:
+    """What describes a model without its weights: the local folder's own file, or the first that is in `folders`."""
+    places = [model.local] if model.local else folders
+    files = [place / name for place in places for name in ("model.json", "config.json")]
+    return next((file for file in files if file.is_file()), None)
+
+
 def tokenizer_files(model: Model, name: str) -> list[Path]:
     """Files of a local `tokenizer` override; nothing where there is none or it is a Hub id."""
     if model.tokenizer is None or (folder := Model(source=model.tokenizer).local) is None:

@@ -6,7 +6,7 @@ caches is attended, which does follow the longest neighbour, reaches no bit (mod
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -378,3 +378,23 @@ def _bucket(length: int) -> int:
 def _rounded(value: int, unit: int) -> int:
     """`value` rounded up to a multiple of `unit`."""
     return -(-value // unit) * unit
+
+
+def decode_on_shapes(
+    config: ModelConfig,
+    params: decoder.Params,
+    *,
+    slots: int,
+    max_length: int,
+    mesh: Mesh | None = None,
+    int8_cache: bool = False,
+) -> tuple[Caches, Callable[[], jax.stages.Lowered]]:
+    """For a plan: the shapes of full caches, and what traces the decode step on them and on the shapes `params`."""
+    config, room = config.reaching(max_length), _rounded(max_length + STEPS, SEGMENT)
+    caches = jax.eval_shape(partial(empty_cache, config, slots, room, params["embed"].dtype, int8=int8_cache))
+    if mesh is not None:
+        there = partial(cache_sharding, mesh)
+        caches = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=there(a.shape)), caches)
+    whole, seed = jax.ShapeDtypeStruct((slots,), jnp.int32), jax.ShapeDtypeStruct((slots, 2), jnp.uint32)
+    state = {"token": whole, "position": whole, "seed": seed, "sample": whole, "draw": _draws([], slots)}
+    return caches, partial(_decode.lower, config, config.vocab_size, Telling(), room, mesh, params, caches, state)

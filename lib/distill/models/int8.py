@@ -56,10 +56,15 @@ def quantize_weights(tree: dict[str, Any]) -> dict[str, Any]:
     for name, value in tree.items():
         if isinstance(value, dict):
             quantize_weights(value)
-        elif value.ndim > 1 and name != "router":
+        elif in_eight_bits(name, value):
             tree[name] = _quantized(value)
             value.delete()
     return tree
+
+
+def in_eight_bits(name: str, weight: jax.Array | jax.ShapeDtypeStruct) -> bool:
+    """Whether `quantize_weights` takes a weight."""
+    return weight.ndim > 1 and name != "router"
 
 
 _quantized = jax.jit(quantized)

@@ -74,6 +74,16 @@ def batch_spec(mesh: Mesh, rows: int) -> PartitionSpec:
     return PartitionSpec(BATCH_AXES if fits else None)
 
 
+def check_rows(mesh: Mesh, rows: int, what: str) -> None:
+    """An error where a batch of `rows` cannot be split over the mesh; `what` names the setting."""
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if rows % parts:
+        raise DistillError(
+            f"{what} {rows} cannot be split over {parts} devices: take a multiple of {parts}, "
+            "or a mesh with less of data and fsdp"
+        )
+
+
 def cache_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     """Where a cache [B, K, S, H] of keys or values lies, or one [B, S, R] of latents: rows as a batch's, heads as
     the weights that make them."""

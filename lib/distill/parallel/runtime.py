@@ -28,6 +28,15 @@ def start() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def simulate(devices: int) -> None:
+    """Take the CPU for as many devices, to compile for a mesh that is not here; before anything is computed."""
+    import jax
+
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+    jax.config.update("jax_platforms", "cpu")
+
+
 def join() -> None:
     """Join the other processes of a run that has several, before anything is computed.
 

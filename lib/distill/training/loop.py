@@ -16,7 +16,7 @@ from distill.data.loader import Loader, row_length
 from distill.data.masking import Examples
 from distill.errors import DistillError
 from distill.files import write_json
-from distill.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh
+from distill.parallel.mesh import batch_sharding, check_rows, make_mesh
 from distill.parallel.processes import in_any, is_first, spread, wait_for_all
 from distill.text.chat import Template
 from distill.text.compatibility import compare, must_be_open
@@ -171,13 +171,9 @@ def fit(
 
 def _check(info: ModelInfo, examples: Examples, stage: Stage, name: str, mesh: Mesh) -> None:
     """What would fail later, or worse, be learned wrong."""
-    rows = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     for setting in ("micro_batch_size", "batch_size"):
-        if (size := getattr(stage, setting)) and size % rows:
-            raise DistillError(
-                f"stage {name}: {setting} {size} cannot be split over {rows} devices: take a multiple of {rows}, "
-                "or a mesh with less of data and fsdp"
-            )
+        if size := getattr(stage, setting):
+            check_rows(mesh, size, f"stage {name}: {setting}")
     _check_length("student", info, examples, name)
     if (highest := int(examples.ids.max())) >= info.architecture.vocab_size:
         raise DistillError(

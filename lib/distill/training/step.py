@@ -1,6 +1,6 @@
 """One training step, pure: `state, metrics = step(state, batch)`."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -151,6 +151,21 @@ class Still(NamedTuple):
         return {name: part and part._replace(weights=weights) for name, (part, weights) in sides.items()}
 
 
+@dataclass(frozen=True)
+class Step:
+    """The compiled step, and the weights that it is always given."""
+
+    compiled: jax.stages.Wrapped
+    still: Still
+
+    def __call__(self, state: State, batch: Batch, numbers: Numbers = MappingProxyType({})) -> tuple[State, Metrics]:
+        return self.compiled(state, self.still, batch, dict(numbers))
+
+    def lower(self, state: State, batch: Batch, numbers: Numbers = MappingProxyType({})) -> jax.stages.Lowered:
+        """The step on shapes alone, for a plan."""
+        return self.compiled.lower(state, self.still, batch, dict(numbers))
+
+
 def make_step(
     config: ModelConfig,
     stage: Stage,
@@ -159,7 +174,7 @@ def make_step(
     where: State,
     frozen: Frozen | None = None,
     teacher: Teacher | None = None,
-) -> Callable[[State, Batch, Numbers], tuple[State, Metrics]]:
+) -> Step:
     """The compiled step; the old state's memory is given to the new one."""
 
     def step(state: State, still: Still, batch: Batch, numbers: Numbers) -> tuple[State, Metrics]:
@@ -176,4 +191,4 @@ def make_step(
         in_shardings=(where, jax.tree.map(lambda leaf: leaf.sharding, still), batch_sharding(mesh), replicated(mesh)),
         out_shardings=(where, replicated(mesh)),
     )
-    return lambda state, batch, numbers=MappingProxyType({}): compiled(state, still, batch, dict(numbers))
+    return Step(compiled, still)
