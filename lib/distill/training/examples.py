@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.checkpoints.info import read_info
-from distill.config import Evaluation, Part, Source, Stage
+from distill.config import Evaluation, Part, Stage
 from distill.data.conversations import training_conversations
 from distill.data.masking import Examples, joined, training_examples
 from distill.data.stored import Wanted, kept_in, stored_examples
 from distill.text.chat import Template
 from distill.text.compatibility import compare, must_be_open
+from distill.text.sources import read_conversations
 from distill.text.tokenizer import load_tokenizer
 
 
@@ -26,9 +27,9 @@ def text_examples(init: Path, data: Sequence[Path], stage: Stage, template: Temp
 def evaluation_examples(init: Path, evaluation: Evaluation, template: Template) -> Examples:
     """Held-out prompts with their right answers, as far as the student's context holds them."""
     info, tokenizer = read_info(init), load_tokenizer(init / "tokenizer")
-    part = Part(**evaluation.model_dump(include=set(Source.model_fields)), rows=evaluation.limit)
-    found = training_conversations((), part)
-    return training_examples(found, tokenizer, template, info.architecture.max_positions, name=part.source)
+    rows = [row for row in read_conversations(evaluation, evaluation.limit) if row.reference is not None]
+    found = ([*row.messages, {"role": "assistant", "content": row.reference}] for row in rows)
+    return training_examples(found, tokenizer, template, info.architecture.max_positions, name=evaluation.source)
 
 
 def logits_examples(
