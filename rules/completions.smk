@@ -26,6 +26,8 @@ rule take_completions:
     benchmark:
         "<benchmarks>/take_completions/{batch}.tsv"
     threads: 1
+    resources:
+        **needs("other"),
     message:
         "take completions {wildcards.batch}"
     shell:

@@ -13,6 +13,8 @@ rule plan:
     log:
         "<logs>/plan.log",
     threads: 1
+    resources:
+        **needs("other"),
     message:
         "count what a run would do"
     shell:

@@ -26,11 +26,13 @@ rule train:
         "<benchmarks>/train/{stage}.tsv"
     threads: 1
     resources:
+        **needs("train"),
+        **together(),
         accelerator=DEVICE,
     message:
         "train {wildcards.stage}"
     shell:
-        '"$PYTHON" "$SCRIPTS/leave_server.py" && "$PYTHON" "$SCRIPTS"/train.py'
+        '"$PYTHON" "$SCRIPTS/leave_server.py" && ${{SLURM_JOB_ID:+{resources.srun}}} "$PYTHON" "$SCRIPTS"/train.py'
         " --init {input.init:q}"
         " --stage {params.stage:q}"
         " --name {wildcards.stage:q}"
