@@ -22,7 +22,11 @@ from distill.inputs import prompt_files as prompt_sources
 
 PYTHON = sys.executable
 SCRIPTS = str(Path(workflow.basedir) / "scripts")
-shell.prefix("set -euo pipefail; PYTHON={PYTHON:q} SCRIPTS={SCRIPTS:q}; export DISTILL_PARENT=$PPID; ")
+# A cluster tells all processes of a job that it will be ended: the shell and its tee outlast the script, which saves.
+shell.prefix(
+    "set -euo pipefail; PYTHON={PYTHON:q} SCRIPTS={SCRIPTS:q}; export DISTILL_PARENT=$PPID; "
+    "trap : TERM; tee() (trap '' TERM; exec tee \"$@\"); "
+)
 DEVICE = 64  # what a job that needs the whole accelerator asks of it; batches share it, up to 64 of them
 
 
@@ -103,8 +107,49 @@ def generation_settings(wildcards):
 
 
 def told_settings(wildcards):
-    """The recipe as the page tells it: where results are sent, and what was planned, changes no page."""
-    return RECIPE.model_dump_json(exclude_defaults=True, exclude={"publish", "plan"})
+    """The recipe as the page tells it: where results go, on what a run runs, what was planned, changes no page."""
+    return RECIPE.model_dump_json(exclude_defaults=True, exclude={"publish", "plan", "resources"})
+
+
+# What a cluster is asked for -----------------------------------------------------------------------------------
+
+
+def needs(what):
+    """Resources of a rule as executors know them, from the recipe's `resources`.
+
+    A group of jobs has its integers added up, so what the jobs of a group share is a string: the accelerators
+    behind the server that batches ask, and their memory.
+    """
+    need = getattr(RECIPE.resources, what)
+    asked = {"runtime": lambda wildcards, attempt: attempt * need.minutes}
+    if need.cpus > 1:
+        asked["cpus_per_task"] = need.cpus
+    if need.accelerators:
+        asked["gres"] = f"{need.kind}:{need.accelerators}"
+    if need.accelerators and need.kind.startswith("gpu") and what == "generate":
+        asked["slurm_extra"] = f"--mem-per-gpu={-(-1000 * need.memory_gb // need.accelerators)}M"
+        asked["mem_mb"] = lambda wildcards: 0 if by_slurm() else 1000 * need.memory_gb
+    else:
+        asked["mem_mb"] = 1000 * need.memory_gb
+    return asked
+
+
+def by_slurm():
+    """Whether the plugin for SLURM runs the jobs, which is known only once the rules are read."""
+    return workflow.executor_plugin is not None and workflow.executor_plugin.name == "slurm"
+
+
+def together():
+    """Resources of processes that train as one; SLURM starts them, where it is there.
+
+    `mpi` has the plugin leave that to the rule. On another node Snakemake's process id is nobody's, so that a task
+    does not watch it: SLURM ends them all.
+    """
+    need = RECIPE.resources.train
+    if need.tasks == 1:
+        return {"srun": ""}
+    start = f"srun --ntasks={need.tasks} --nodes={need.nodes} --cpus-per-task={need.cpus} env --unset=DISTILL_PARENT"
+    return {"mpi": "srun", "tasks": need.tasks, "nodes": need.nodes, "tasks_per_gpu": 0, "srun": start}
 
 
 # Models and students ------------------------------------------------------------------------------------------
@@ -456,7 +501,7 @@ def published_folder(wildcards):
 
 def publication_settings(wildcards):
     """What the place and its card tell of the recipe, and nothing that would publish again for no reason."""
-    unused = {"code", "results", "generation", "dataset", "evaluation", "report", "plan"}
+    unused = {"code", "results", "generation", "dataset", "evaluation", "report", "plan", "resources"}
     one = {"targets": {wildcards.where: RECIPE.publish.targets[wildcards.where]}}
     publish = RECIPE.publish.model_copy(update={"when": "asked", "remove_local": False, **one})
     return RECIPE.model_copy(update={"publish": publish}).model_dump_json(exclude_defaults=True, exclude=unused)

@@ -18,6 +18,8 @@ rule take_completions:
     benchmark:
         "<benchmarks>/take_completions/{batch}.tsv"
     threads: 1
+    resources:
+        **needs("other"),
     wildcard_constraints:
         batch=batches_where("own"),
     message:

@@ -26,6 +26,8 @@ rule build_dataset:
     benchmark:
         "<benchmarks>/build_dataset.tsv"
     threads: 1
+    resources:
+        **needs("other"),
     message:
         "build the dataset"
     shell:

@@ -24,6 +24,7 @@ rule evaluate:
         "<benchmarks>/evaluate/{scored}.tsv"
     threads: 1
     resources:
+        **needs("evaluate"),
         accelerator=DEVICE,
     message:
         "evaluate {wildcards.scored}"
@@ -55,6 +56,8 @@ rule summarize:
     benchmark:
         "<benchmarks>/summarize.tsv"
     threads: 1
+    resources:
+        **needs("other"),
     message:
         "add up the scores"
     shell:

@@ -17,6 +17,8 @@ rule export_checkpoint:
     benchmark:
         "<benchmarks>/export_checkpoint/{stage}.tsv"
     threads: 1
+    resources:
+        **needs("other"),
     message:
         "export {wildcards.stage}"
     shell:

@@ -21,6 +21,7 @@ rule generate:
         "<benchmarks>/generate/{batch}.tsv"
     threads: 1
     resources:
+        **needs("generate"),
         accelerator=1,
         idle_seconds=RECIPE.generation.idle_seconds,
     wildcard_constraints:

@@ -23,8 +23,11 @@ def break_stale_locks():
     alive = (folder / "alive").open("w")
     try:
         fcntl.lockf(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for stale in (folder / "locks").glob("*.lock"):
-            stale.unlink(missing_ok=True)
+        stale = list((folder / "locks").glob("*.lock"))
+        for lock in stale:
+            lock.unlink(missing_ok=True)
+        if stale:
+            print("The run before was killed. Its locks are removed; what it left unfinished is made.", file=sys.stderr)
     except OSError:
         pass  # another one is alive, or the disk knows no locks
     try:
@@ -36,6 +39,13 @@ def break_stale_locks():
 
 if workflow.is_main_process:
     ALIVE = break_stale_locks()
+
+
+LOCKED = (
+    "error: another snakemake is making the same files in this folder: wait for it, or stop it. Locks of a run that "
+    "was killed are removed by the next one; where the disk knows no locks of the operating system (some network "
+    "disks do not), do it by hand once none is running: snakemake --unlock"
+)
 
 
 class Terse(logging.Filter):
@@ -55,6 +65,7 @@ class Terse(logging.Filter):
         "Execute ",
         "RuleException",  # the job's own error is said, and again by print_errors
         "WorkflowError:\nAt least one job",
+        "--keep-incomplete mode",
     )
 
     def __init__(self):
@@ -63,6 +74,8 @@ class Terse(logging.Filter):
 
     def filter(self, record):
         event = getattr(getattr(record, "event", None), "name", "")
+        if str(record.msg).startswith("LockException"):
+            record.msg, record.args = LOCKED, ()
         if event == "JOB_ERROR":
             self.failed += record.log
         if workflow.output_settings.verbose:

@@ -16,6 +16,8 @@ rule download:
     benchmark:
         "<benchmarks>/download/{model}.tsv"
     threads: 1
+    resources:
+        **needs("other"),
     message:
         "download {wildcards.model}"
     shell:
@@ -37,6 +39,8 @@ rule download_tokenizer:
     benchmark:
         "<benchmarks>/download_tokenizer/{model}.tsv"
     threads: 1
+    resources:
+        **needs("other"),
     message:
         "download the tokenizer of {wildcards.model}"
     shell:
@@ -62,6 +66,8 @@ rule import_checkpoint:
     benchmark:
         "<benchmarks>/import_checkpoint/{model}.tsv"
     threads: 1
+    resources:
+        **needs("other"),
     message:
         "import {wildcards.model}"
     shell:
@@ -114,6 +120,8 @@ rule check_pair:
     benchmark:
         "<benchmarks>/check_pair.tsv"
     threads: 1
+    resources:
+        **needs("other"),
     message:
         "compare the tokenizers of teacher and student"
     shell:

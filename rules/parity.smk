@@ -19,6 +19,8 @@ rule make_reference:
     benchmark:
         "<benchmarks>/make_reference/{model}.tsv"
     threads: 8
+    resources:
+        **needs("other"),
     message:
         "reference logits of {wildcards.model}"
     shell:
@@ -42,6 +44,8 @@ rule check_parity:
     benchmark:
         "<benchmarks>/check_parity/{model}.tsv"
     threads: 8
+    resources:
+        **needs("other"),
     message:
         "compare {wildcards.model} with its reference"
     shell:

@@ -20,6 +20,8 @@ rule make_plan:
     benchmark:
         "<benchmarks>/make_plan.tsv"
     threads: 1
+    resources:
+        **needs("other"),
     message:
         "count what a run would do"
     shell:

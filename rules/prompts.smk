@@ -24,6 +24,8 @@ checkpoint index_prompts:
     benchmark:
         "<benchmarks>/index_prompts.tsv"
     threads: 1
+    resources:
+        **needs("other"),
     message:
         "read and tokenize the prompts"
     shell:
@@ -49,6 +51,8 @@ rule prepare_prompts:
     benchmark:
         "<benchmarks>/prepare_prompts/{batch}.tsv"
     threads: 1
+    resources:
+        **needs("other"),
     message:
         "prompts {wildcards.batch}"
     shell:

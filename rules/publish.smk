@@ -20,6 +20,8 @@ rule publish_to:
     benchmark:
         "<benchmarks>/publish_to/{where}.tsv"
     threads: 1
+    resources:
+        **needs("other"),
     message:
         "publish to {wildcards.where}"
     shell:
@@ -47,6 +49,8 @@ rule remove_completions:
     benchmark:
         "<benchmarks>/remove_completions.tsv"
     threads: 1
+    resources:
+        **needs("other"),
     message:
         "remove the completions"
     shell:

@@ -26,6 +26,8 @@ rule report:
     benchmark:
         "<benchmarks>/report.tsv"
     threads: 1
+    resources:
+        **needs("other"),
     message:
         "write the report"
     shell:

@@ -35,11 +35,13 @@ rule train:
         "<benchmarks>/train/{stage}.tsv"
     threads: 1
     resources:
+        **needs("train"),
+        **together(),
         accelerator=DEVICE,
     message:
         "train {wildcards.stage}"
     shell:
-        '"$PYTHON" "$SCRIPTS/leave_server.py" && "$PYTHON" "$SCRIPTS"/train.py'
+        '"$PYTHON" "$SCRIPTS/leave_server.py" && ${{SLURM_JOB_ID:+{resources.srun}}} "$PYTHON" "$SCRIPTS"/train.py'
         " --init {input.init:q}"
         " {params.teacher:q}"
         " {params.told_by:q}"

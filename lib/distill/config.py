@@ -721,6 +721,38 @@ class Publish(Settings):
         return self
 
 
+class Needs(Settings):
+    """What a cluster gives to a job; on one machine a job takes what there is."""
+
+    accelerators: int = Field(0, ge=0, description="on each of its nodes")
+    kind: str = Field("gpu", pattern=r"^[A-Za-z0-9_]+(:[A-Za-z0-9_.]+)?$", description="gpu, or gpu:h100 on SLURM")
+    memory_gb: int = Field(4, gt=0, description="of main memory, on each of its nodes")
+    minutes: int = Field(60, gt=0, description="of the first attempt; the second has twice as many, and so on")
+    cpus: int = Field(1, gt=0)
+
+
+class TrainingNeeds(Needs):
+    """`tasks` processes train as one; where there are several nodes they are spread over them."""
+
+    tasks: int = Field(1, gt=0, description="processes, each with its share of the devices")
+    nodes: int = Field(1, gt=0)
+
+    @model_validator(mode="after")
+    def _a_task_for_each_node(self) -> "TrainingNeeds":
+        if self.tasks % self.nodes:
+            raise ValueError(f"tasks ({self.tasks}) must be a multiple of nodes ({self.nodes})")
+        return self
+
+
+class Resources(Settings):
+    """What jobs ask of a cluster, by what they do."""
+
+    generate: Needs = Field(Needs(minutes=240), description="a batch; a group's batches share the accelerators")
+    train: TrainingNeeds = TrainingNeeds(minutes=720)
+    evaluate: Needs = Needs()
+    other: Needs = Needs()
+
+
 class Recipe(Settings):
     """A whole recipe."""
 
@@ -739,6 +771,7 @@ class Recipe(Settings):
     comparison: Comparison | None = None
     plan: Plan = Plan()
     publish: Publish = Publish()
+    resources: Resources = Resources()
 
     @field_validator("stages", mode="before")
     @classmethod

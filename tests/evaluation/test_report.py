@@ -161,6 +161,16 @@ def test_odd_logs_still_give_a_page(folder: Path, losses: list[float]) -> None:
     assert len(page.encode()) < 1_000_000
 
 
+def test_disk_use_is_told_part_by_part(folder: Path) -> None:
+    recipe = recipe_of(["sft"])
+    build_run(folder, recipe)
+    (folder / "work/samples").mkdir(parents=True)
+    (folder / "work/samples/0000.jsonl").write_bytes(b"x" * 2_340_000)
+    page = words(render(folder, recipe))
+    assert "results/demo/work 2.3 MB" in page
+    assert "results/demo/completions 0." in page
+
+
 def test_a_promised_file_that_is_gone_is_named(folder: Path) -> None:
     recipe = recipe_of(["sft"])
     build_run(folder, recipe)

@@ -124,10 +124,10 @@ class Project:
             start_new_session=True,
         )
 
-    def snakemake(self, *arguments: str, cores: str = "2") -> Outcome:
-        """`cores=""` leaves them out, as for --report and --lint."""
+    def snakemake(self, *arguments: str, cores: str = "2", seconds: float = 300) -> Outcome:
+        """`cores=""` leaves them out, as for --report, --lint and clusters."""
         process = self.start(*(["--cores", cores] if cores else []), *arguments)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=seconds)
         jobs = re.findall(r"^Job \d+: (.*)$", output, re.MULTILINE)
         done = [job for job in jobs if not job.endswith((" is there", " are there"))]  # but the named targets
         return Outcome(done, output, process.returncode)

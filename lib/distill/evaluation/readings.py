@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from distill.cleaning import folder_bytes
 from distill.config import Recipe
 from distill.files import read_json, read_jsonl
 
@@ -221,3 +222,20 @@ def compatibility(run: Run) -> dict[str, Any] | None:
         "objectives": found.get("objectives") or {},
         "source": run.label("compatibility.json"),
     }
+
+
+def disk(run: Run) -> list[dict[str, Any]]:
+    """Bytes of each part of the run's folder that is complete by now, and what its loss would cost."""
+    parts = [
+        ("prompts", "made again from the source"),
+        ("completions", "asked for again, or written from work/ at once"),
+        ("dataset", "made again from the completions"),
+        ("students", "trained again"),
+        ("work", "may go at any time: it saves asking the teacher again"),
+    ]
+    found = [(run.folder / name, name, missed) for name, missed in parts]
+    return [
+        {"bytes": size, "missed": missed, "source": run.label(name)}
+        for folder, name, missed in found
+        if (size := folder_bytes(folder))
+    ]

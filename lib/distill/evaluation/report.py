@@ -52,6 +52,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "parameters": _parameters(pair),
         "prompts": read_json(index).get("source") if index.exists() else None,
         "prompts_source": run.label("prompts", "index.json"),
+        "disk": readings.disk(run),
         "recipe_yaml": yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         "recipe_source": run.label("recipe.yaml"),
     }
@@ -108,7 +109,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "count": _count, "nats": _nats, "duration": _duration,
-                            "plainly": _plainly}  # fmt: skip
+                            "plainly": _plainly, "megabytes": _megabytes}  # fmt: skip
     return environment
 
 
@@ -122,6 +123,10 @@ def _nats(value: float | None) -> str:
 
 def _count(number: float | None) -> str:
     return "–" if number is None else f"{number:,.0f}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
 
 
 def _duration(seconds: float | None) -> str:
