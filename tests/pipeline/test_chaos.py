@@ -46,7 +46,7 @@ def test_killed_while_generating_and_while_training(finished: Project, project: 
     assert outcome(project) == outcome(finished)
 
 
-@pytest.mark.services
+@pytest.mark.chaos
 def test_thirty_kills(finished: Project, project: Project) -> None:
     with chaos(project, seed=0) as run:
         for _ in range(30):
