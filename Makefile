@@ -8,7 +8,7 @@ RECIPE ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clusters distill plan clean-run test test-services test-chaos lint format lock
+.PHONY: help setup clusters distill plan clean-run test test-services test-slurm test-chaos lint format lock
 
 # Each start of Snakemake loads the plugins that are installed, 0.8 s for this one: `make clusters` puts it there.
 PLUGINS := snakemake-executor-plugin-slurm
@@ -48,11 +48,15 @@ plan: $(READY)  ## what a recipe comes to, before anything is downloaded (RECIPE
 
 test: $(READY)  ## run the tests that need nothing but Python
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile rules
-	$(BIN)/pytest -m "not services and not chaos" --numprocesses $(WORKERS) $(ARGS)
+	$(BIN)/pytest -m "not services and not slurm and not chaos" --numprocesses $(WORKERS) $(ARGS)
 
-test-services: $(VENV)/.clusters  ## run the tests that need Debian packages (installs them when root)
+test-services: $(READY)  ## run the tests that need Debian packages (installs them when root)
 	bash tests/services/install
 	$(BIN)/pytest -m services $(ARGS)
+
+test-slurm: $(VENV)/.clusters  ## run the tests on a SLURM of one node, which this installs and starts, as root
+	bash tests/services/install slurm
+	$(BIN)/pytest -m slurm $(ARGS)
 
 test-chaos: $(READY)  ## kill a run at thirty random moments and compare what comes out (a quarter of an hour)
 	$(BIN)/pytest -m chaos $(ARGS)

@@ -14,7 +14,7 @@ from pipeline.project import Project
 
 from distill.files import read_json, read_jsonl
 
-pytestmark = pytest.mark.services
+pytestmark = pytest.mark.slurm
 
 PROFILE = [
     "--profile", "profiles/slurm", "--default-resources", "slurm_account=ci", "slurm_partition=main",
@@ -116,11 +116,11 @@ def test_two_tasks_train_as_one_and_go_on_after_scancel(project: Project) -> Non
     """SIGTERM saves the step they are at; the next attempt goes on from there."""
     since, folder = now(), project.run_folder / "students/sft"
     train = SMALL | {"tasks": 2}
-    project.recipe(resources=RESOURCES | {"train": train}, stages__sft__steps=60, stages__sft__checkpoint_every=1000)
+    project.recipe(resources=RESOURCES | {"train": train}, stages__sft__steps=300, stages__sft__checkpoint_every=1000)
     process = project.start(*PROFILE, "students")
     try:
         log = project.run_folder / "logs/train/sft.log"
-        until(lambda: log.exists() and re.search(r"\b[1-4]\d/60", log.read_text()) is not None, process)
+        until(lambda: log.exists() and re.search(r"\b[1-9]\d/300", log.read_text()) is not None, process)
         name = "rule_train_wildcards_sft"
         lines = subprocess.run(["squeue", "--noheader", "--format", "%i %k"], capture_output=True, text=True).stdout
         (job,) = (line.split()[0] for line in lines.splitlines() if line.endswith(name))
@@ -129,10 +129,10 @@ def test_two_tasks_train_as_one_and_go_on_after_scancel(project: Project) -> Non
         assert process.returncode == 0, output
     finally:
         process.kill()
-    first = int(re.search(r"(\d+)/60", log.read_text())[1])
+    first = int(re.search(r"(\d+)/300", log.read_text())[1])
     assert first >= 10, "it started over"
-    assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")] == list(range(1, 61))
-    assert read_json(folder / "final.json")["step"] == 60
+    assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")] == list(range(1, 301))
+    assert read_json(folder / "final.json")["step"] == 300
     states = [state.split()[0] for _, comment, state in jobs(since, "jobid,comment,state") if comment == name]
     assert states == ["CANCELLED", "COMPLETED"]
     steps = subprocess.run(
