@@ -198,7 +198,7 @@ def judging_prompts(wildcards):
 
 
 def import_records():
-    """A file for each model that is imported.
+    """A file for each model that is imported or derived.
 
     A job that fails takes its old outputs with it, and the next run misses none that nobody lists: it would say
     that all is there. The weights are not listed, since they may be deleted once all is made of them.
@@ -466,7 +466,7 @@ def config_files(wildcards):
     """{model: the file that describes it, or null}, as JSON for a script; a Hub id's may come with the recipes."""
     found = {}
     for name, model in RECIPE.models.items():
-        imported = RECIPE.results / "models" / f"{name}-{model.id8}"
+        imported = RECIPE.results / "models" / f"{name}-{RECIPE.id8(name)}"
         known = Path(workflow.basedir) / "recipes" / "models" / model.source
         file = config_file(model, [imported / "params", imported / "source", known])
         found[name] = str(file) if file else None

@@ -85,7 +85,8 @@ rule derive_student:
         parent=parent_of,
         prompts=judged_on,
     output:
-        directory("<models>/{derived}/params"),
+        params=directory("<models>/{derived}/params"),
+        record="<models>/{derived}/imported.json",
     params:
         model=derived_settings,
         prompts=judging_prompts,
@@ -95,6 +96,8 @@ rule derive_student:
     benchmark:
         "<benchmarks>/derive_student/{derived}.tsv"
     threads: 1
+    resources:
+        **needs("other"),
     message:
         "derive {wildcards.derived}"
     shell:
@@ -102,7 +105,8 @@ rule derive_student:
         " --parent {input.parent:q}"
         " --model {params.model:q}"
         " {params.prompts:q}"
-        " --out {output:q}"
+        " --out {output.params:q}"
+        " --record {output.record:q}"
         " 2>&1 | tee -i {log:q} >&2"
 
 

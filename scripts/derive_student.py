@@ -7,6 +7,7 @@ import click
 from distill.checkpoints.derive import derive_student
 from distill.config import Model, Prompts
 from distill.errors import explained
+from distill.files import write_json
 from distill.parallel.runtime import start
 from distill.text.chat import prompts_tokens
 from distill.text.sources import read_conversations
@@ -20,7 +21,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--model", required=True, help="the student's settings, JSON")
 @click.option("--prompts", help="settings of the prompts that heads and neurons are judged on, JSON")
 @click.option("--out", type=PATH, required=True, help="params folder to make")
-def main(parent: Path, model: str, prompts: str | None, out: Path) -> None:
+@click.option("--record", type=PATH, help="file that says so, and stays where the folder is deleted")
+def main(parent: Path, model: str, prompts: str | None, out: Path, record: Path | None) -> None:
     with explained():
         start()
         wanted, ids = Model.model_validate_json(model), []
@@ -31,6 +33,8 @@ def main(parent: Path, model: str, prompts: str | None, out: Path) -> None:
             ids = prompts_tokens(tokenizer, asked, settings.chat_template)
         how = {"dtype": wanted.dtype, "origin": wanted.source, "prompts": ids}
         info = derive_student(parent, out, wanted.derive, **how)
+        if record is not None:
+            write_json(record, info.record())
         click.echo(f"{wanted.source}: {info.parameters:,} parameters, digest {info.digest[:12]}")
 
 

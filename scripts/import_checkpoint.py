@@ -31,7 +31,7 @@ def main(source: Path, tokenizer: Path, model: str, out: Path, record: Path | No
             tokenizer=tokenizer if tokenizer != source else None,
         )
         if record is not None:
-            write_json(record, info.model_dump(mode="json", include={"source", "revision", "digest", "parameters"}))
+            write_json(record, info.record())
         click.echo(f"{wanted.source}: {info.parameters:,} parameters, digest {info.digest[:12]}")
 
 

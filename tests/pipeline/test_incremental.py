@@ -199,6 +199,13 @@ def test_a_trained_student_as_a_model(project: Project) -> None:
     assert not any(job.startswith("import") for job in jobs)
 
 
+def test_a_student_made_of_the_teacher(project: Project) -> None:
+    project.recipe(models__student={"derive": {"from": "teacher", "layers": 1}})
+    (derived,) = {job.split()[-1] for job in project.stale() if job.startswith("derive")}
+    assert project.run(f"results/models/{derived}/imported.json") == [f"derive {derived}"]
+    assert project.stale() >= {"compare the tokenizers of teacher and student", "train sft"}
+
+
 def test_models_from_the_hub(project: Project) -> None:
     """A pinned snapshot is fetched, then imported; nothing is asked of the Hub to know that."""
     project.recipe(models__teacher={"source": "org/big", "revision": "0" * 40, "tokenizer": "org/words"})

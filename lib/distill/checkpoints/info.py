@@ -29,6 +29,10 @@ class ModelInfo(BaseModel):
     tokenizer_hash: str
     digest: str
 
+    def record(self) -> dict[str, Any]:
+        """What is left to tell of the model where its weights were deleted."""
+        return self.model_dump(mode="json", include={"source", "revision", "digest", "parameters"})
+
 
 def read_info(params: Path) -> ModelInfo:
     """Read `model.json`; its absence says that this is no params folder."""

@@ -92,7 +92,7 @@ def _answering(run: Path, recipe: Recipe, teacher: Path, stages: Iterable[str]) 
     stage: Stage = recipe.stages[next(iter(stages))]
     samples = max((part.samples or recipe.generation.num_generations for part in stage.data
                    if part.source == "generated"), default=0)  # fmt: skip
-    if not samples:
+    if not samples or recipe.dataset.completions == "own":
         return 0.0
     tokens = rows = 0
     for path in sorted((run / "completions").glob("*.parquet")):
