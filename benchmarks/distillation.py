@@ -17,7 +17,7 @@ from statistics import median
 
 import click
 from machine import footer
-from side_by_side import SHAPES, Worker, make_model, take_turns
+from side_by_side import SHAPES, Worker, make_model, rows
 
 WORKER = Path(__file__).with_name("distillation_worker.py")
 
@@ -40,13 +40,11 @@ def main(peers: str | None, rounds: int) -> None:
         trainers = [Worker(python, WORKER, kind, folder) for kind, python in pythons.items()]
         for trainer in trainers:
             versions |= trainer.versions
-        turns = take_turns(trainers, rounds, "step")
         click.echo("| trainer | tokens/s | ours × theirs, clock | the same, CPU time | peak memory | ours ÷ theirs |")
         click.echo("|---|--:|--:|--:|--:|--:|")
-        for i, (trainer, found) in enumerate(zip(trainers, turns, strict=True)):
-            ratios = f"{found['clock']:.2f} | {found['cpu']:.2f}" if i else " | "
-            memory = f"{trainers[0].peak / trainer.peak:.2f}" if i else ""
-            click.echo(f"| {trainer.kind} | {found['speed']:.0f} | {ratios} | {trainer.peak:.2f} GB | {memory} |")
+        for trainer, row in zip(trainers, rows(trainers, rounds), strict=True):
+            memory = f"{trainers[0].peak / trainer.peak:.2f}" if trainer is not trainers[0] else ""
+            click.echo(f"| {row} | {memory} |")
         click.echo(f"\na step with the teacher takes {against_sft(trainers[0], rounds):.2f} times one of plain SFT")
         for trainer in trainers:
             trainer.end()

@@ -9,7 +9,6 @@ memory (GB). Forward KL at temperature 1, on the same random tokens for all.
 
 import os
 import sys
-import time
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -108,27 +107,13 @@ def trl(folder: Path) -> None:
     """GKDTrainer on given data (λ = 0, β = 0: forward KL) waits for a line before each of its steps."""
     import datasets
     import torch
-    from transformers import AutoTokenizer, TrainerCallback
+    from transformers import AutoTokenizer
     from trl.experimental.gkd import GKDConfig, GKDTrainer
+    from trl_steps import Gate
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "A/hf", pad_token="<unk>")
     steps = 200
     rows = [row.tolist() for row in token_ids()[:, :LENGTH]] * steps
-
-    class Gate(TrainerCallback):
-        began = None
-
-        def on_step_begin(self, *_: object, **__: object) -> None:
-            if self.began is not None and not sys.stdin.readline():
-                os._exit(0)
-            self.began = time.perf_counter(), time.process_time()
-
-        def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
-            wall, cpu = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
-            if state.global_step == 1:
-                tell(versions={"trl": version("trl"), "transformers": version("transformers")})
-            else:
-                tell(wall=wall, cpu=cpu, tokens=ROWS * LENGTH)
 
     def collate(examples: list[dict]) -> dict:
         ids = torch.tensor([example["input_ids"] for example in examples])
@@ -143,7 +128,8 @@ def trl(folder: Path) -> None:
     )  # fmt: skip
     GKDTrainer(
         model=torch_model(folder / "A"), teacher_model=torch_model(folder / "B"), args=settings, data_collator=collate,
-        train_dataset=datasets.Dataset.from_dict({"input_ids": rows}), processing_class=tokenizer, callbacks=[Gate()],
+        train_dataset=datasets.Dataset.from_dict({"input_ids": rows}), processing_class=tokenizer,
+        callbacks=[Gate(ROWS * LENGTH)],
     ).train()  # fmt: skip
 
 

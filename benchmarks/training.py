@@ -17,18 +17,9 @@ from statistics import median
 
 import click
 from machine import footer
-from side_by_side import SHAPES, Worker, make_model, take_turns
+from side_by_side import SHAPES, Worker, make_model, rows
 
 WORKER = Path(__file__).with_name("training_worker.py")
-
-
-def rows(trainers: list[Worker], rounds: int) -> list[str]:
-    """Of the table: tokens a second, and our speed as a multiple of theirs."""
-    out = []
-    for i, (trainer, found) in enumerate(zip(trainers, take_turns(trainers, rounds, "step"), strict=True)):
-        ratios = f"{found['clock']:.2f} | {found['cpu']:.2f}" if i else " | "
-        out.append(f"{trainer.kind} | {found['speed']:.0f} | {ratios} | {trainer.peak:.2f} GB")
-    return out
 
 
 def packed_against_padded(trainer: Worker, rounds: int) -> str:

@@ -9,7 +9,6 @@ log-normal mix and `save` too. Each is answered by a line of JSON: seconds on th
 
 import os
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -116,8 +115,9 @@ def trl(folder: Path) -> None:
     """SFTTrainer waits for a line before each of its steps."""
     import datasets
     from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast, TrainerCallback
+    from transformers import PreTrainedTokenizerFast
     from trl import SFTConfig, SFTTrainer
+    from trl_steps import Gate
 
     names = ["<unk>", "<s>", "</s>", *(f"t{i}" for i in range(3, VOCABULARY))]
     rules = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
@@ -127,21 +127,6 @@ def trl(folder: Path) -> None:
     steps = 200
     rows = [row.tolist() for row in token_ids()[:, :LENGTH]] * steps
 
-    class Gate(TrainerCallback):
-        began = None
-
-        def on_step_begin(self, *_: object, **__: object) -> None:
-            if self.began is not None and not sys.stdin.readline():
-                os._exit(0)
-            self.began = time.perf_counter(), time.process_time()
-
-        def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
-            wall, cpu = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
-            if state.global_step == 1:
-                tell(versions={"trl": version("trl"), "transformers": version("transformers")})
-            else:
-                tell(wall=wall, cpu=cpu, tokens=ROWS * LENGTH)
-
     settings = SFTConfig(
         output_dir=str(folder / "trl"), per_device_train_batch_size=ROWS, max_steps=steps, max_length=LENGTH,
         learning_rate=LEARNING_RATE, max_grad_norm=1.0, use_cpu=True, bf16=False, fp16=False,
@@ -149,7 +134,11 @@ def trl(folder: Path) -> None:
     )  # fmt: skip
     data = datasets.Dataset.from_dict({"input_ids": rows})
     SFTTrainer(
-        model=torch_model(folder), args=settings, train_dataset=data, processing_class=tokenizer, callbacks=[Gate()]
+        model=torch_model(folder),
+        args=settings,
+        train_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[Gate(ROWS * LENGTH)],
     ).train()
 
 
