@@ -76,12 +76,15 @@ wildcard_constraints:
     where="|".join(map(re.escape, RECIPE.publish.targets)),
 
 
+DIGESTS = closure.digests(Path(SCRIPTS), Path(".snakemake/code.json"))
+
+
 def code(rule, *others):
     """The digest of a rule's script, of `others` it runs, and of what they import.
 
     With `code: pinned`, what was made keeps its own.
     """
-    now = f"code:{'-'.join(closure.digest(Path(SCRIPTS, f'{name}.py')) for name in (rule, *others))}"
+    now = f"code:{'-'.join(DIGESTS[name] for name in (rule, *others))}"
     if RECIPE.code == "tracked":
         return now
 

@@ -145,3 +145,25 @@ def test_every_script_is_known_by_its_code(root: Path) -> None:
     assert "distill.training.loop" not in reached
     templates = closure.closure(root / "scripts/report.py")["distill.evaluation.report"].data_files
     assert {"report.html.j2", "style.html.j2"} <= {file.name for file in templates}
+
+
+def test_digests_are_remembered_until_a_source_changes(project: Path, tmp_path: Path) -> None:
+    scripts, memory = project / "scripts", tmp_path / "memory.json"
+    scripts.mkdir()
+    shutil.copy(project / "script.py", scripts / "one.py")
+
+    def told() -> dict[str, str]:
+        closure.digest.cache_clear()
+        closure._read.cache_clear()
+        return closure.digests(scripts, memory, project / "pkg")
+
+    first = told()
+    assert first == {"one": closure.digest(scripts / "one.py", project / "pkg")}
+    memory.write_text(memory.read_text().replace(first["one"], "remembered"))
+    assert told() == {"one": "remembered"}
+    for name, old, new in (("pkg/deep/leaf.py", "1", "7"), ("pkg/work/part.html", "<p>", "<b>")):
+        before = told()
+        (project / name).write_text((project / name).read_text().replace(old, new))
+        assert told() != before
+    memory.write_text("broken")
+    assert told() == {"one": closure.digest(scripts / "one.py", project / "pkg")}

@@ -7,15 +7,38 @@ is the same in every process, for every Python version and wherever the project 
 
 import ast
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+
+from distill.errors import DistillError
+from distill.files import file_digest, read_json, write_json
 
 PACKAGE = Path(__file__).resolve().parent
 
 # Its classes count one by one, those that the closure names: a new training key must not regenerate
 # 400,000 completions. Every other module counts as a whole.
 BY_NAME = "distill.config"
+
+
+def digests(scripts: Path, memory: Path, package: Path = PACKAGE) -> dict[str, str]:
+    """`digest` of each script in a folder, by its name. The file `memory` has them for as long as no source changes.
+
+    To go through all syntax trees takes a second or two, to read the files that they are made of some milliseconds.
+    """
+    files = [*scripts.glob("*.py"), *(file for file in package.rglob("*") if "__pycache__" not in file.parts)]
+    total = hashlib.sha256()
+    for file in sorted(file for file in files if file.is_file()):
+        folder = scripts if file.parent == scripts else package
+        total.update(f"{file.relative_to(folder)}\0{file_digest(file)}\0".encode())
+    with suppress(DistillError):
+        known = read_json(memory)
+        if known.get("sources") == total.hexdigest():
+            return known["digests"]
+    found = {script.stem: digest(script, package) for script in sorted(scripts.glob("*.py"))}
+    write_json(memory, {"sources": total.hexdigest(), "digests": found})
+    return found
 
 
 @cache
