@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distill.models.config import Experts
-from distill.models.moe import Way, answer, route
+from distill.models.moe import WAYS, Way, answer, route
 from distill.parallel.mesh import make_mesh
 
 B, T, D, E, X = 4, 8, 16, 8, 6
@@ -51,7 +51,7 @@ def test_the_sum_is_that_of_each_token_s_experts(weights, plain) -> None:
 
 
 @pytest.mark.parametrize("shape", [None, {"expert": 4, "fsdp": 2}, {"expert": 2, "tensor": 2, "data": 2}, {"fsdp": 8}])
-@pytest.mark.parametrize("way", ["scan", "ragged"])
+@pytest.mark.parametrize("way", list(WAYS))
 def test_values_and_gradients_are_those_of_one_device(weights, plain, way: Way, shape) -> None:
     """The router's gradient too: inside shard_map it goes wrong without an error, if one lets it."""
     mesh = make_mesh(shape) if shape else None

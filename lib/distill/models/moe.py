@@ -15,10 +15,10 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from distill.models.config import Experts, ModelConfig
-from distill.models.layers import FeedForward, activate, fan_in, weight, zeros
+from distill.models.layers import FeedForward, activate, at_least_float32, fan_in, weight, zeros
 from distill.parallel.mesh import batch_spec, weight_spec
 
-Way = Literal["scan", "ragged"]
+Way = Literal["scan", "ragged", "all"]
 
 
 class ExpertWeights(nnx.Module):
@@ -116,7 +116,7 @@ def answer(
     part of X; what lies on `fsdp` is gathered on the way in.
     """
     way = way or ("scan" if jax.default_backend() == "cpu" else "ragged")
-    run = partial(_by_scan if way == "scan" else _by_group, activation)
+    run = partial(WAYS[way], activation)
     if mesh is None or mesh.size == 1:
         return run(0, experts, x, chosen, shares)
     rows = batch_spec(mesh, x.shape[0])
@@ -166,6 +166,17 @@ def _by_group(activation: str, first, experts, x, chosen, shares):
     return jnp.sum(shares[..., None] * y, axis=2).astype(x.dtype)
 
 
+def _all_at_once(activation: str, first, experts, x, chosen, shares):
+    """Every expert answers all tokens, in two products: where few tokens ask, all weights are read anyway."""
+    gate, up, down = experts
+    numbers = first + jnp.arange(gate.shape[0])
+    share = jnp.sum(jnp.where(chosen[..., None] == numbers[None, None, None], shares[..., None], 0.0), axis=2)
+    hidden = activate(activation, jnp.einsum("BTD,EXD->BTEX", x, gate)) * jnp.einsum("BTD,EXD->BTEX", x, up)
+    hidden = (hidden * share[..., None]).astype(x.dtype)
+    y = jnp.einsum("BTEX,EDX->BTD", hidden, down, preferred_element_type=at_least_float32(x))
+    return y.astype(x.dtype)
+
+
 def _permuted(rows: Float[Array, "M D"], order: Int[Array, "M"]) -> Float[Array, "M D"]:
     """Rows in another order. Saying that it is one keeps the gradient free of additions in random order."""
     return rows.at[order].get(unique_indices=True, mode="promise_in_bounds")
@@ -177,3 +188,6 @@ def _grouped(rows: Float[Array, "M D"], weights: Float[Array, "E F D"], sizes: I
         dot_dimension_numbers=(((1,), (2,)), ((), ())), lhs_ragged_dimensions=(0,), rhs_group_dimensions=(0,)
     )
     return jax.lax.ragged_dot_general(rows, weights, sizes, dimensions)
+
+
+WAYS = {"scan": _by_scan, "ragged": _by_group, "all": _all_at_once}
