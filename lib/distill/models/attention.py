@@ -4,6 +4,8 @@ A query at index t sees a key at index s when both are real tokens of one segmen
 With segments [1 1 2 2 0] (two packed examples and a pad) index 3 sees 2 and 3.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,6 +16,8 @@ from distill.models.config import ModelConfig
 from distill.models.int8 import wide
 from distill.models.layers import Norm, at_least_float32, biased, fan_in, weight, zeros
 from distill.models.rope import Rotation, rotate
+
+Fused = Literal["cudnn", "xla"]
 
 
 class Attention(nnx.Module):
@@ -94,13 +98,28 @@ def attend(
     k: Float[Array, "B K S H"],
     v: Float[Array, "B K S H"],
     mask: Bool[Array, "B T S"],
+    fused: Fused | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Softmax attention, scores in float32; a query that sees nothing gets the mean of nothing it may use."""
+    """Softmax attention, scores in float32; a query that sees nothing gets the mean of nothing it may use.
+
+    fused: one kernel that holds no scores of all positions; cuDNN's by default where it can.
+    """
+    if fused or _fuses(config, q, k):
+        given = {"mask": mask[:, None], "scale": config.attention_scale, "implementation": fused or "cudnn"}
+        return jax.nn.dot_product_attention(q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), **given)
     groups = config.heads // config.kv_heads
     q = q.reshape(*q.shape[:2], config.kv_heads, groups, config.head_dim)
     scores = jnp.einsum("BTKGH,BKSH->BKGTS", q, k, preferred_element_type=at_least_float32(q))
     weights = attention_weights(config, scores, mask[:, None, None]).astype(v.dtype)
     return jnp.einsum("BKGTS,BKSH->BTKGH", weights, v).reshape(*q.shape[:2], config.heads, -1)
+
+
+def _fuses(config: ModelConfig, q: Array, k: Array) -> bool:
+    """Whether cuDNN's kernel takes these: half precision, heads of up to 128, whole tiles, no soft cap."""
+    tiles = q.shape[1] % SEGMENT == 0 and k.shape[2] % SEGMENT == 0
+    half = q.dtype in (jnp.bfloat16, jnp.float16) and k.dtype == q.dtype
+    fits = config.head_dim <= 128 and config.head_dim % 8 == 0 and config.attention_softcap is None
+    return tiles and half and fits and jax.default_backend() == "gpu"
 
 
 def attend_one(
