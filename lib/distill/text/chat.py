@@ -4,8 +4,9 @@ Rendered text is tokenized once and gets no special tokens beyond those the temp
 that is encoded the usual way starts with two BOS.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from distill.errors import DistillError
 from distill.files import digest
@@ -55,22 +56,45 @@ def examples_tokens(
     tokenizer: Tokenizer, batch: Sequence[Messages], template: Template
 ) -> Iterator[tuple[list[int], list[int]]]:
     """`example_tokens` of each, tokenized in parallel."""
-    for messages in batch:
-        if len(messages) < 2 or messages[-1]["role"] != "assistant":
-            raise DistillError(
-                f"conversation {prompt_id(messages)} is not a prompt and an assistant turn: nothing to learn"
-            )
     if not batch:
         return
-    plain = template == "none"
-    parts = [(_plain_parts if plain else _rendered_parts)(tokenizer, messages) for messages in batch]
-    texts, boundaries, closings = zip(*parts, strict=True)
-    encoded = tokenizer.encode_split(texts, boundaries, special=plain)
-    for (ids, start), closed in zip(encoded, closings, strict=True):
+    plain, parts = template == "none", [_parts(tokenizer, messages, template) for messages in batch]
+    texts, boundaries = ([getattr(part, name) for part in parts] for name in ("text", "boundary"))
+    for part, (ids, start) in zip(parts, tokenizer.encode_split(texts, boundaries, special=plain), strict=True):
         if plain:
             ids = _without_eos(tokenizer, ids)
         mask = [0] * start + [1] * (len(ids) - start)
-        yield (ids, mask) if closed else ([*ids, tokenizer.eos_id], [*mask, 1])
+        yield (ids, mask) if part.closed else ([*ids, tokenizer.eos_id], [*mask, 1])
+
+
+class Placed(NamedTuple):
+    """A conversation's tokens, those from `start` on learned, each with its place in the text (in characters).
+
+    answer: where the text has the answer, without spaces at its ends; None where the template has changed it. An EOS
+    that is no part of the text is at its end.
+    """
+
+    ids: list[int]
+    start: int
+    places: list[tuple[int, int]]
+    text: str
+    answer: tuple[int, int] | None
+
+
+def placed_tokens(tokenizer: Tokenizer, batch: Sequence[Messages], template: Template) -> Iterator[Placed]:
+    """The tokens of `examples_tokens`, and where each is."""
+    if not batch:
+        return
+    plain, parts = template == "none", [_parts(tokenizer, messages, template) for messages in batch]
+    encoded = tokenizer.encode_placed([part.text for part in parts], special=plain)
+    for part, (ids, places) in zip(parts, encoded, strict=True):
+        if plain:
+            ids = _without_eos(tokenizer, ids)
+        start = bisect_right(range(len(ids)), part.boundary, key=lambda i, places=places: places[i][1])
+        places = places[: len(ids)]
+        if not part.closed:
+            ids, places = [*ids, tokenizer.eos_id], [*places, (len(part.text),) * 2]
+        yield Placed(ids, start, places, part.text, part.answer)
 
 
 def render(tokenizer: Tokenizer, messages: Messages, ask: bool) -> str:
@@ -97,23 +121,46 @@ def render(tokenizer: Tokenizer, messages: Messages, ask: bool) -> str:
         ) from None
 
 
-def _rendered_parts(tokenizer: Tokenizer, messages: Messages) -> tuple[str, int, bool]:
-    """Text up to the end of the answer, where the answer starts in it, and whether an EOS closes it."""
+class _Parts(NamedTuple):
+    """Text up to the end of the answer, where what is learned starts in it, whether an EOS closes it, and where the
+    answer itself is, where it is known."""
+
+    text: str
+    boundary: int
+    closed: bool
+    answer: tuple[int, int] | None
+
+
+def _parts(tokenizer: Tokenizer, messages: Messages, template: Template) -> _Parts:
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise DistillError(
+            f"conversation {prompt_id(messages)} is not a prompt and an assistant turn: nothing to learn"
+        )
+    return (_plain_parts if template == "none" else _rendered_parts)(tokenizer, messages)
+
+
+def _rendered_parts(tokenizer: Tokenizer, messages: Messages) -> _Parts:
     whole = render(tokenizer, messages, ask=False)
     prompt = render(tokenizer, messages[:-1], ask=True)
     boundary = len(prompt)
     if not whole.startswith(prompt):
         boundary = _shared_boundary(whole, prompt, messages)
     answer = messages[-1]["content"]
-    end = boundary
+    end, place = boundary, None
     for content in (answer, answer.strip()):  # many templates strip it
         if answer.strip() and (at := whole.find(content, boundary)) >= 0:
             end = at + len(content)  # an EOS that the answer itself spells out does not end it
+            place = _stripped(content, at)
             break
     for closers, closed in ((tokenizer.eos_texts, True), (tokenizer.special_texts, False)):
         if found := [at + len(text) for text in closers if (at := whole.find(text, end)) >= 0]:
-            return whole[: min(found)], boundary, closed
-    return whole[: max(end, len(whole.rstrip()))], boundary, False
+            return _Parts(whole[: min(found)], boundary, closed, place)
+    return _Parts(whole[: max(end, len(whole.rstrip()))], boundary, False, place)
+
+
+def _stripped(content: str, at: int) -> tuple[int, int]:
+    """From where to where a content goes that is at `at`, without the spaces at its ends."""
+    return at + len(content) - len(content.lstrip()), at + len(content.rstrip())
 
 
 def _shared_boundary(whole: str, prompt: str, messages: Messages) -> int:
@@ -134,9 +181,9 @@ def _shared_boundary(whole: str, prompt: str, messages: Messages) -> int:
     return parting if start < 0 else min(start, parting)
 
 
-def _plain_parts(tokenizer: Tokenizer, messages: Messages) -> tuple[str, int, bool]:
-    prompt = _plain(tokenizer, messages[:-1])
-    return prompt + messages[-1]["content"], len(prompt), False
+def _plain_parts(tokenizer: Tokenizer, messages: Messages) -> _Parts:
+    prompt, answer = _plain(tokenizer, messages[:-1]), messages[-1]["content"]
+    return _Parts(prompt + answer, len(prompt), False, _stripped(answer, len(prompt)))
 
 
 def _plain(tokenizer: Tokenizer, messages: Messages) -> str:

@@ -97,6 +97,11 @@ class Tokenizer:
             places = [encoding.token_to_chars(i) or (0, 0) for i in range(len(encoding.ids))]
             yield encoding.ids, [int(any(s < stop and e > start for start, stop in marked)) for s, e in places]
 
+    def encode_placed(self, texts: Sequence[str], special: bool) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+        """Ids of each text, and for each where in it (in characters) it starts and ends; an added BOS is at 0, 0."""
+        for encoding in self._call(texts, special).encodings:
+            yield encoding.ids, encoding.offsets
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens, and with the spaces as they are."""
         return self.hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
