@@ -37,6 +37,8 @@ class Loader:
         self.length = _rounded(longest) if length is None else length
         if self.length < longest:
             raise ValueError(f"length {length} is smaller than the longest input, {longest}")
+        aligned = examples.aligned
+        self.teacher_length = self.length if aligned is None else _rounded(int(aligned.lengths.max()) - 1)
         self.rows = rows_of(examples, seed, self.length if packing else None)
 
     @property
@@ -61,13 +63,16 @@ class Loader:
         with positions 0 1 ... and segment_ids 2 2 ...
 
         Examples with logits have `soft_ids` (int32 or uint16) and `soft_logprobs` (float16) [B, T, k] too, zero where
-        mask is, and `soft_vocabulary` [B], the number of ids that they are of.
+        mask is, and `soft_vocabulary` [B], the number of ids that they are of. Aligned ones have what `spans` gives.
         """
         numbers = range(step * self.batch_size, (step + 1) * self.batch_size)[part]
         there = [self.endless or number < self.rows.per_epoch for number in numbers]
         rows = [self.rows.row(number) if ok else () for number, ok in zip(numbers, there, strict=True)]
         batch = arrays([[self.examples[example] for example in row] for row in rows], self.length)
-        return batch | _logits(self.examples, rows, batch["mask"].shape)
+        beside = _logits(self.examples, rows, batch["mask"].shape)
+        if (aligned := self.examples.aligned) is not None:  # such rows are not packed
+            beside |= spans([aligned.of(*row) if len(row) else None for row in rows], self.length, self.teacher_length)
+        return batch | beside
 
 
 def arrays(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], length: int) -> dict[str, np.ndarray]:
@@ -93,6 +98,30 @@ def arrays(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], length: int)
         "positions": positions,
         "segment_ids": segments,
     }
+
+
+def spans(
+    rows: Sequence[tuple[np.ndarray, np.ndarray] | None], length: int, teacher_length: int
+) -> dict[str, np.ndarray]:
+    """The teacher's tokens of each row and its spans (data/aligned.py), beside the positions that predict them.
+
+    [B, length]: `span_kind` of the span that the target is of, 0 where it is of none; `span`, its number in the row
+    from 1 on, and `span_begins`, 1 where the target is its first; there, `teacher_at` is the teacher's position that
+    predicts its first. [B, teacher_length]: `teacher_span`, and `teacher_` tokens, targets, positions and segment_ids.
+    """
+    theirs = arrays([[] if row is None else [(row[0], np.zeros(len(row[0])))] for row in rows], teacher_length)
+    del theirs["mask"]
+    out = {f"teacher_{name}": array for name, array in theirs.items()}
+    names = ("span", "span_kind", "span_begins", "teacher_at")
+    out |= {name: np.zeros((len(rows), length), np.int32) for name in names}
+    out["teacher_span"] = np.zeros((len(rows), teacher_length), np.int32)
+    for i, row in enumerate(rows):
+        for number, (own, count, other, their_count, kind) in enumerate(() if row is None else row[1], 1):
+            place = slice(own - 1, own - 1 + count)
+            out["span"][i, place], out["span_kind"][i, place] = number, kind
+            out["span_begins"][i, own - 1], out["teacher_at"][i, own - 1] = 1, other - 1
+            out["teacher_span"][i, other - 1 : other - 1 + their_count] = number
+    return out
 
 
 def _logits(examples: Examples, rows: Sequence[Sequence[int]], shape: tuple[int, int]) -> dict[str, np.ndarray]:

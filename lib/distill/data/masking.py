@@ -16,6 +16,7 @@ from distill.text.tokenizer import Tokenizer
 from distill.text.turns import turns_tokens
 
 if TYPE_CHECKING:
+    from distill.data.aligned import Aligned
     from distill.data.stored import Logits
 
 CHUNK = 1024  # conversations tokenized in one go
@@ -28,7 +29,7 @@ class Examples:
     `dropped` counts what did not become an example: overlong, nothing_to_learn; `cut` those that lost their end
     since they were too long. `sources` has the number of
     examples and the weight of each source that they came from, in order; one source when left out. `logits` has a
-    row for each learned token (data/stored.py).
+    row for each learned token (data/stored.py), `aligned` the same examples in the teacher's tokens (data/aligned.py).
     """
 
     ids: np.ndarray
@@ -38,6 +39,7 @@ class Examples:
     sources: tuple[tuple[int, float], ...] = ()
     cut: int = 0
     logits: "Logits | None" = None
+    aligned: "Aligned | None" = None
 
     @property
     def parts(self) -> tuple[tuple[int, float], ...]:
@@ -72,8 +74,8 @@ class Examples:
         sources = tuple(
             (int(part.sum()), weight) for part, (_, weight) in zip(np.split(chosen, ends), self.parts, strict=True)
         )
-        logits = self.logits and self.logits.taken(chosen)
-        return Examples(self.ids[tokens], self.mask[tokens], offsets, self.dropped, sources, self.cut, logits)
+        beside = [part and part.taken(chosen) for part in (self.logits, self.aligned)]
+        return Examples(self.ids[tokens], self.mask[tokens], offsets, self.dropped, sources, self.cut, *beside)
 
     def digest(self) -> str:
         """SHA-256 (hex) over the arrays and the sources."""
@@ -82,6 +84,9 @@ class Examples:
             total.update(np.ascontiguousarray(array).tobytes())
         if self.logits is not None:
             total.update(self.logits.digest.encode() + self.logits.starts.tobytes())
+        if self.aligned is not None:
+            for array in (self.aligned.ids, self.aligned.offsets, self.aligned.spans, self.aligned.bounds):
+                total.update(np.ascontiguousarray(array).tobytes())
         return total.hexdigest()
 
 
@@ -108,7 +113,7 @@ def training_examples(
     longest = cut = 0
     rest = iter(conversations)
     while chunk := list(islice(rest, CHUNK)):
-        usable = [messages for messages in chunk if _answered(messages)]
+        usable = [messages for messages in chunk if answered(messages)]
         dropped["nothing_to_learn"] += len(chunk) - len(usable)
         for tokens, mask in tokens_of(tokenizer, usable, template):
             longest, long = max(longest, len(tokens)), len(tokens) > max_length
@@ -124,13 +129,18 @@ def training_examples(
                 masks.append(np.asarray(mask, np.uint8))
     dropped = +dropped
     if not ids:
-        counts = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items())) or "no rows"
-        raise DistillError(
-            f"no example is left to train on ({counts}; the longest has {longest} tokens, max_length is "
-            f"{max_length}): raise the stage's max_length, or look at {name}"
-        )
+        raise none_left(dropped, longest, max_length, name)
     offsets = np.cumsum([0, *(len(tokens) for tokens in ids)], dtype=np.int64)
     return Examples(np.concatenate(ids), np.concatenate(masks), offsets, dict(sorted(dropped.items())), (), cut)
+
+
+def none_left(dropped: Mapping[str, int], longest: int, max_length: int, name: str) -> DistillError:
+    """What is said where no conversation became an example."""
+    counts = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items())) or "no rows"
+    return DistillError(
+        f"no example is left to train on ({counts}; the longest has {longest} tokens, max_length is "
+        f"{max_length}): raise the stage's max_length, or look at {name}"
+    )
 
 
 def joined(sources: Sequence[Examples], weights: Sequence[float | None]) -> Examples:
@@ -147,8 +157,10 @@ def joined(sources: Sequence[Examples], weights: Sequence[float | None]) -> Exam
         dict(sorted(dropped.items())),
         tuple(zip(map(len, sources), weights, strict=True)) if all(weights) else (),
         sum(source.cut for source in sources),
+        aligned=sources[0].aligned and sources[0].aligned.joined([source.aligned for source in sources]),
     )
 
 
-def _answered(messages: Messages) -> bool:
+def answered(messages: Messages) -> bool:
+    """Whether a conversation ends with an assistant turn that has text in it."""
     return len(messages) > 1 and messages[-1]["role"] == "assistant" and bool(messages[-1]["content"].strip())
