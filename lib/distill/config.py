@@ -8,7 +8,7 @@ import math
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
@@ -474,11 +474,12 @@ SETTINGS_OF: dict[str, tuple[str, ...]] = {
     "logits": LOGITS,
     "topk_logits": ("alpha", "k", "estimator"),
     "on_policy": (*LOGITS, "on_policy"),
+    "aligned_logits": LOGITS[:-1],
 }
 """Settings of a stage that its objective alone decides the use of."""
 NUMBERS: dict[str, tuple[str, ...]] = {
     "sft": (),
-    **dict.fromkeys(("logits", "on_policy"), ("alpha", "temperature", "beta")),
+    **dict.fromkeys(("logits", "on_policy", "aligned_logits"), ("alpha", "temperature", "beta")),
     "topk_logits": ("alpha",),
 }
 """Those among them that are a number or its way over the steps."""
@@ -588,14 +589,6 @@ class Stage(Settings):
         """`generated`, or its sources with their weights."""
         return " + ".join(part.in_words for part in self.data)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _built(cls, values: Any) -> Any:
-        later = set(get_args(Objective)) - set(NUMBERS)
-        if isinstance(values, dict) and values.get("objective") in later:
-            raise ValueError(f"objective {values['objective']} is not built yet: {', '.join(NUMBERS)} is")
-        return values
-
     @model_validator(mode="after")
     def _length_of_run(self) -> "Stage":
         if (self.steps is None) == (self.epochs is None):
@@ -640,6 +633,10 @@ class Stage(Settings):
             raise ValueError(f"optimizer {self.optimizer} does not use {' and '.join(odd)}: remove it")
         if self.objective == "on_policy" and self.packing:
             raise ValueError("objective on_policy: packing cannot know how long an answer will be: leave it out")
+        if self.objective == "aligned_logits" and self.packing:
+            raise ValueError("objective aligned_logits: a row is two texts of different lengths: leave packing out")
+        if self.objective == "aligned_logits" and self.loss_on != "completion":
+            raise ValueError("objective aligned_logits aligns the last turn: loss_on must be completion")
         if self.select == "best" and not self.held_out:
             raise ValueError("select: best needs held_out, the number of examples to judge by")
         return self

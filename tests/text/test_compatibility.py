@@ -1,7 +1,9 @@
 from pathlib import Path
 
 import pytest
-from tokenizers_for_tests import CHATML, ZEPHYR, byte_tokenizer
+from tokenizers import Tokenizer as Rules
+from tokenizers import models
+from tokenizers_for_tests import CHATML, ZEPHYR, byte_tokenizer, save
 
 from distill.errors import DistillError
 from distill.files import write_json
@@ -32,7 +34,7 @@ def test_a_model_and_itself_may_do_everything(tmp_path: Path) -> None:
         "token_maps", "special_tokens", "chat_templates", "real_vocabulary", "padded_vocabulary"
     ]  # fmt: skip
     assert all(checks.values())
-    assert objectives == dict.fromkeys(("sft", *LOGITS), True)
+    assert objectives == dict.fromkeys(("sft", *LOGITS, "aligned_logits"), True)
     assert found["teacher"] == found["student"]
     assert found["teacher"]["eos_ids"] == [2, 4]
     assert found["teacher"]["padded_rows"] == 0
@@ -51,20 +53,35 @@ def test_padding_of_the_vocabulary_does_not_close_logits(tmp_path: Path) -> None
     assert found["teacher"]["padded_rows"] == 512 - found["student"]["real_vocab"]
 
 
-def test_different_token_maps_leave_text(tmp_path: Path) -> None:
+def test_different_token_maps_leave_text_and_what_is_spelled_alike(tmp_path: Path) -> None:
     teacher, student = params(tmp_path / "a"), params(tmp_path / "b", extra=("<new>",))
     found = compare(teacher, student)
     checks, objectives = outcome(found)
     assert not checks["token_maps"]
-    assert objectives == {"sft": True} | dict.fromkeys(LOGITS, False)
+    assert objectives == {"sft": True, "aligned_logits": True} | dict.fromkeys(LOGITS, False)
+    assert found["objectives"]["aligned_logits"]["why"] == (
+        "approximate: 326 tokens are spelled alike, 326 of 326 and 326 of 327 are one of them or begin with one"
+    )
     assert "ids do not mean the same to both (10 tokens have the same id" in found["objectives"]["logits"]["why"]
 
 
 def test_what_is_not_open_is_refused_with_what_is(tmp_path: Path) -> None:
     found = compare(params(tmp_path / "a"), params(tmp_path / "b", extra=("<new>",)))
     must_be_open({"one": "sft"}, found)
-    with pytest.raises(DistillError, match=r"stage kd: objective logits is not open .* same id.*: take one of sft$"):
+    with pytest.raises(
+        DistillError, match=r"stage kd: objective logits is not open .*: take one of sft, aligned_logits$"
+    ):
         must_be_open({"one": "sft", "kd": "logits"}, found)
+
+
+def test_vocabularies_without_text_in_common_leave_text_alone(tmp_path: Path) -> None:
+    teacher = params(tmp_path / "a")
+    rules = Rules(models.WordLevel({"<unk>": 0, "</s>": 1, "漢": 2}, unk_token="<unk>"))
+    rules.add_special_tokens(["<unk>", "</s>"])
+    save(tmp_path / "b/tokenizer", rules, CHATML, eos_token="</s>")
+    write_json(tmp_path / "b/model.json", {"vocab_size": 3})
+    with pytest.raises(DistillError, match=r"aligned_logits is not open .* no token of text .*: take one of sft$"):
+        must_be_open({"kd": "aligned_logits"}, compare(teacher, tmp_path / "b"))
 
 
 def test_templates_and_special_tokens_are_compared_by_what_they_are(tmp_path: Path) -> None:

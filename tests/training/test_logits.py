@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from golden_models import QUICKLY
+from plain_divergences import DIVERGENCES, OWN, score
 from tiny_models import tiny_config
 from tiny_training import CONFIG, PARAMS, assert_close, batch, fresh
 
@@ -32,17 +33,6 @@ from distill.training.step import gradient as slopes
 from distill.training.step import make_step, mean_loss
 from distill.training.teacher import Teacher, View
 
-DIVERGENCES = {
-    "forward_kl": lambda p, q: np.sum(p * np.log(p / q), -1),
-    "reverse_kl": lambda p, q: np.sum(q * np.log(q / p), -1),
-    "jsd": lambda p, q: (
-        0.3 * DIVERGENCES["forward_kl"](p, 0.3 * p + 0.7 * q) + 0.7 * DIVERGENCES["forward_kl"](q, 0.3 * p + 0.7 * q)
-    ),
-    "skew_forward": lambda p, q: DIVERGENCES["forward_kl"](p, 0.2 * p + 0.8 * q),
-    "skew_reverse": lambda p, q: DIVERGENCES["forward_kl"](q, 0.2 * q + 0.8 * p),
-    "total_variation": lambda p, q: np.abs(p - q).sum(-1) / 2,
-}
-OWN = {"jsd": {"beta": 0.3}, "skew_forward": {"skew": 0.2}, "skew_reverse": {"skew": 0.2}}
 WIDE = config_from_hf(tiny_config(vocab_size=44, hidden_size=16, intermediate_size=24))
 TEACHER = Teacher(WIDE, decoder.stack(WIDE, decoder.init(WIDE, jax.random.key(7))), 35)
 compiled = partial(jax.jit, compiler_options=QUICKLY)
@@ -50,10 +40,6 @@ compiled = partial(jax.jit, compiler_options=QUICKLY)
 
 def stage(**changes) -> Stage:
     return Stage(**{"init": "-", "steps": 10, "objective": "logits"} | changes)
-
-
-def score(hidden: jax.Array, head: jax.Array) -> jax.Array:
-    return jnp.einsum("BTD,VD->BTV", hidden, head)
 
 
 class Case:

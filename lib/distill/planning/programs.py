@@ -11,15 +11,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from distill.checkpoints.store import nest
 from distill.config import Generation, Stage
+from distill.data.loader import spans
 from distill.generation.engine import decode_on_shapes
 from distill.models import decoder
 from distill.models.config import ModelConfig
 from distill.models.int8 import in_eight_bits, quantized
 from distill.parallel.mesh import batch_sharding, check_rows, make_mesh, weight_sharding
+from distill.text.spelling import Classes, Shared
 from distill.training.adapters import adapter_shardings, make_adapters
 from distill.training.objectives import scheduled
 from distill.training.optimizer import make_optimizer
@@ -30,6 +33,10 @@ from distill.training.teacher import Teacher
 Shape = jax.ShapeDtypeStruct
 ROW = dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), jnp.int32) | {"mask": jnp.float32}
 """What `data.loader.Loader.batch` gives for each position."""
+
+
+ALIGNED = tuple(spans([], 1, 1))
+"""What it adds for aligned examples. The teacher's tokens are taken to be as many as the student's."""
 
 
 class Program(NamedTuple):
@@ -93,6 +100,9 @@ def train_program(
     if stage.objective == "topk_logits":
         batch |= _stored_logits(config, stage, length, rows)
     asked = _teacher(*teacher, stage, mesh) if teacher else None
+    if stage.objective == "aligned_logits":
+        batch |= {name: Shape((stage.batch_size, length), jnp.int32, sharding=rows) for name in ALIGNED}
+        asked = asked._replace(shared=_as_much_as_can_be(asked.config.vocab_size, config.vocab_size))
     step = make_step(config, stage, optimizer, mesh, State(where, moments), frozen, asked)
     parts = 1 if (stage.micro_batch_size or stage.batch_size) == stage.batch_size else 2  # of a part, and their sum
     held = {
@@ -111,6 +121,17 @@ def _teacher(config: ModelConfig, dtype: str, stage: Stage, mesh: Mesh) -> Teach
     held = _scanned(config, jnp.dtype(stage.dtype if int8 else stage.teacher_dtype or dtype))
     weights = _placed(held, param_shardings(config, held, mesh))
     return Teacher(config, _eight_bits(weights) if int8 else weights, config.vocab_size)
+
+
+def _as_much_as_can_be(teacher: int, student: int) -> Shared:
+    """The smaller vocabulary is all in the larger, whose other tokens begin with one of it: no two need more."""
+    fewest = min(teacher, student)
+
+    def side(size: int) -> Classes:
+        of = np.arange(size, dtype=np.int32)
+        return Classes(of % fewest, of[:fewest], of[fewest:])
+
+    return Shared(side(teacher), side(student), ())
 
 
 def _stored_logits(config: ModelConfig, stage: Stage, length: int, rows: jax.sharding.Sharding) -> dict[str, Shape]:

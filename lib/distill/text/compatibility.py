@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distill import SCHEMA_VERSION
 from distill.errors import DistillError
 from distill.files import read_json
+from distill.text.spelling import shared_classes
 from distill.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -48,7 +51,7 @@ def compare(teacher: Path, student: Path) -> dict[str, Any]:
         "teacher": one.describe(),
         "student": two.describe(),
         "checks": checks,
-        "objectives": _objectives(two, same_tokens, checks[0]["detail"]),
+        "objectives": _objectives(one, two, same_tokens, checks[0]["detail"]),
     }
 
 
@@ -69,8 +72,9 @@ def _side(params: Path) -> Side:
     return Side(load_tokenizer(params / "tokenizer"), model["vocab_size"])
 
 
-def _objectives(student: Side, same_tokens: bool, detail: str) -> dict[str, dict[str, Any]]:
-    """Text goes from any tokenizer to any other; a distribution over ids needs the ids to mean the same."""
+def _objectives(teacher: Side, student: Side, same_tokens: bool, detail: str) -> dict[str, dict[str, Any]]:
+    """Text goes from any tokenizer to any other; a distribution over ids needs the ids to mean the same, or to be
+    spelled alike."""
     text = "the student learns from text, in its own tokens"
     if student.tokenizer.chat_template is None:
         text += "; it has no chat template: chat_template none"
@@ -83,7 +87,21 @@ def _objectives(student: Side, same_tokens: bool, detail: str) -> dict[str, dict
         "logits": {"open": same_tokens, "why": ids},
         "topk_logits": {"open": same_tokens, "why": ids},
         "on_policy": {"open": same_tokens, "why": ids},
+        "aligned_logits": _aligned(teacher.tokenizer, student.tokenizer, same_tokens),
     }
+
+
+def _aligned(teacher: Tokenizer, student: Tokenizer, same_tokens: bool) -> dict[str, Any]:
+    """Open to all whose vocabularies have text in common: how much, is said."""
+    if same_tokens:
+        return {"open": True, "why": "every id means the same to both: logits is exact and costs less"}
+    shared = shared_classes(teacher, student)
+    alike, text = len(shared.student.roots), sum(isinstance(word, bytes) for word in shared.spelled)
+    if not text:
+        return {"open": False, "why": "no token of text is spelled alike in both"}
+    placed = [f"{np.count_nonzero(side.of >= 0):,} of {len(side.of):,}" for side in shared[:2]]
+    why = f"approximate: {alike:,} tokens are spelled alike, {' and '.join(placed)} are one of them or begin with one"
+    return {"open": True, "why": why}
 
 
 def _check(name: str, equal: bool, detail: str) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 from distill.checkpoints.info import read_info
 from distill.config import Evaluation, Part, Stage
+from distill.data.aligned import Aligner
 from distill.data.conversations import training_conversations
 from distill.data.masking import Examples, joined, training_examples
 from distill.data.stored import Wanted, kept_in, stored_examples
 from distill.text.chat import Template
 from distill.text.compatibility import compare, must_be_open
 from distill.text.sources import read_conversations
+from distill.text.spelling import shared_classes
 from distill.text.tokenizer import load_tokenizer
 
 
@@ -21,6 +23,22 @@ def text_examples(init: Path, data: Sequence[Path], stage: Stage, template: Temp
         found = training_conversations(data, part)
         how = {"loss_on": stage.loss_on, "overlong": stage.overlong, "name": part.source}
         sources.append(training_examples(found, tokenizer, template, max_length, **how))
+    return joined(sources, [part.weight for part in stage.data])
+
+
+def aligned_examples(
+    init: Path, data: Sequence[Path], teacher: Path, stage: Stage, template: Template, max_length: int
+) -> Examples:
+    """The stage's conversations in the student's own tokens and in the teacher's."""
+    ours, theirs = (load_tokenizer(folder / "tokenizer") for folder in (init, teacher))
+    context = read_info(teacher).architecture.max_positions
+    aligner = Aligner(theirs, ours, shared_classes(theirs, ours), template)
+    sources = [
+        aligner.examples(
+            training_conversations(data, part), max_length, context, overlong=stage.overlong, name=part.source
+        )
+        for part in stage.data
+    ]
     return joined(sources, [part.weight for part in stage.data])
 
 

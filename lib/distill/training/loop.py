@@ -21,7 +21,7 @@ from distill.parallel.processes import in_any, is_first, spread, wait_for_all
 from distill.text.chat import Template
 from distill.text.compatibility import compare, must_be_open
 from distill.training.checkpoints import LOSS, Steps
-from distill.training.examples import evaluation_examples, logits_examples, text_examples
+from distill.training.examples import aligned_examples, evaluation_examples, logits_examples, text_examples
 from distill.training.finish import write_params
 from distill.training.held_out import make_judge, split
 from distill.training.hidden_states import student_of
@@ -71,6 +71,8 @@ def train(
     length, mapped = row_length(max_length) if stage.packing else None, folder / f"logits-{jax.process_index()}"
     if stage.objective == "topk_logits":
         examples = logits_examples(init, data, told, told_by, stage, name, mapped, max_length)
+    elif stage.objective == "aligned_logits":
+        examples = aligned_examples(init, data, teacher, stage, template, max_length)
     else:
         examples = text_examples(init, data, stage, template, max_length)
     apart = evaluation_examples(init, evaluation, template) if stage.held_out == "evaluation" else None
@@ -97,7 +99,7 @@ def fit(
     """
     info, mesh = read_info(init), make_mesh(stage.mesh.sizes)
     _check(info, examples, stage, name, mesh)
-    if teacher is not None:
+    if teacher is not None and examples.aligned is None:
         _check_length("teacher", read_info(teacher), examples, name)
     identity = {
         "init": info.digest,
@@ -116,7 +118,7 @@ def fit(
     steps = _steps(loader, stage, name)
     optimizer, sharding = make_optimizer(stage, steps), batch_sharding(mesh)
     with alone(folder), until_told() as told, Steps(folder / "steps", identity, stage.keep) as kept:
-        asked = None if teacher is None else load_teacher(teacher, stage, mesh)
+        asked = None if teacher is None else load_teacher(teacher, stage, mesh, init)
         start = initial_state(init, stage, optimizer, mesh, None if asked is None else asked.config)
         config, state, where, frozen = start
         first, state = kept.restore(state, where)

@@ -96,8 +96,7 @@ def _chunked_forward(score, loss, hidden, head, parts, constants, chunk):
     cuts = _chunks(hidden, head, parts, chunk)
     start = _nothing(score, loss, head, cuts, constants), jnp.zeros(head.shape, at_least_float32(head))
     (total, slope), along = jax.lax.scan(add, start, cuts)
-    along = jnp.moveaxis(along, 0, 1).reshape(hidden.shape[0], -1, hidden.shape[2])[:, : hidden.shape[1]]
-    return total, (along, slope.astype(head.dtype))
+    return total, (_whole(along, hidden.shape[1]), slope.astype(head.dtype))
 
 
 def _chunked_backward(score, loss, chunk, residuals, slopes):
@@ -106,6 +105,31 @@ def _chunked_backward(score, loss, chunk, residuals, slopes):
 
 
 chunked_sums.defvjp(_chunked_forward, _chunked_backward)
+
+
+def positions_at_once(rows: int, vocabulary: int) -> int:
+    """How many positions of each row come to CHUNK_SCORES."""
+    return max(1, CHUNK_SCORES // (rows * vocabulary))
+
+
+def chunked_values(
+    score: Score,
+    values: Callable[[Array, Parts], Any],
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "V D"],
+    parts: Parts,
+    chunk: int | None = None,
+) -> Any:
+    """What values(logits, parts) gives for each position, [B, T, ...], a few of every row at a time; no gradient."""
+    hidden, head = jax.lax.stop_gradient((hidden, head))
+    cuts = _chunks(hidden, head, parts, chunk)
+    found = jax.lax.map(lambda cut: values(score(cut[0], head), cut[1]), cuts)
+    return jax.tree.map(lambda x: _whole(x, hidden.shape[1]), found)
+
+
+def _whole(cut: Array, length: int) -> Array:
+    """[chunks, B, t, ...] as [B, T, ...]"""
+    return jnp.moveaxis(cut, 0, 1).reshape(cut.shape[1], -1, *cut.shape[3:])[:, :length]
 
 
 def _nothing(score: Score, loss: TokenLoss, head: Array, cuts: tuple[Array, Parts], constants: Constants) -> Sums:
@@ -121,7 +145,7 @@ def _nothing(score: Score, loss: TokenLoss, head: Array, cuts: tuple[Array, Part
 def _chunks(hidden: Array, head: Array, parts: Parts, chunk: int | None) -> tuple[Array, Parts]:
     """The inputs cut along T, [chunks, B, t, ...]; the last chunk is filled with zeros."""
     rows, length = hidden.shape[:2]
-    chunk = min(length, chunk or max(1, CHUNK_SCORES // (rows * head.shape[0])))
+    chunk = min(length, chunk or positions_at_once(rows, head.shape[0]))
     pad = -length % chunk
 
     def cut(x: Array) -> Array:

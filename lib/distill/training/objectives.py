@@ -7,8 +7,18 @@ import jax
 import jax.numpy as jnp
 
 from distill.config import NUMBERS, Schedule, Stage
+from distill.training.aligned import apart, chains, told
 from distill.training.divergences import divergence_of, log_probs
-from distill.training.losses import Constants, Parts, Sums, TokenLoss, masked_sum, token_sums
+from distill.training.losses import (
+    Constants,
+    Parts,
+    Score,
+    Sums,
+    TokenLoss,
+    masked_sum,
+    positions_at_once,
+    token_sums,
+)
 from distill.training.stored_logits import stored_sums
 from distill.training.teacher import View
 
@@ -28,15 +38,25 @@ class Objective(NamedTuple):
     constants: Constants
 
 
-def objective_of(stage: Stage, batch: Batch, numbers: Numbers, view: View | None = None) -> Objective:
+class Own(NamedTuple):
+    """The student's hidden states [B, T, D] and head, for an objective that must look ahead of a chunk."""
+
+    score: Score
+    hidden: jax.Array
+    head: jax.Array
+
+
+def objective_of(
+    stage: Stage, batch: Batch, numbers: Numbers, view: View | None = None, own: Own | None = None
+) -> Objective:
     """The stage's objective on a batch, or some rows of it.
 
     numbers: of `scheduled`, for the step that is made. view: the teacher's, for the objectives that ask it.
     """
-    return OBJECTIVES[stage.objective](stage, batch, numbers, view)
+    return OBJECTIVES[stage.objective](stage, batch, numbers, view, own)
 
 
-def sft(stage: Stage, batch: Batch, numbers: Numbers, view: View | None) -> Objective:
+def sft(stage: Stage, batch: Batch, numbers: Numbers, view: View | None, own: Own | None) -> Objective:
     """Mean NLL of what is written in the data."""
 
     def loss(logits: jax.Array, parts: Parts, constants: Constants) -> Sums:
@@ -45,7 +65,7 @@ def sft(stage: Stage, batch: Batch, numbers: Numbers, view: View | None) -> Obje
     return Objective(loss, {name: batch[name] for name in ("targets", "mask")}, {})
 
 
-def logits(stage: Stage, batch: Batch, numbers: Numbers, view: View) -> Objective:
+def logits(stage: Stage, batch: Batch, numbers: Numbers, view: View, own: Own | None) -> Objective:
     """α T² D(teacher, student) + (1 − α) NLL, at temperature T (arXiv 1503.02531), over the tokens that both have.
 
     The teacher's scores are made of its hidden states a chunk at a time, as the student's are.
@@ -70,7 +90,7 @@ def logits(stage: Stage, batch: Batch, numbers: Numbers, view: View) -> Objectiv
     return Objective(loss, parts, {"head": view.head, "numbers": numbers})
 
 
-def topk_logits(stage: Stage, batch: Batch, numbers: Numbers, view: View | None) -> Objective:
+def topk_logits(stage: Stage, batch: Batch, numbers: Numbers, view: View | None, own: Own | None) -> Objective:
     """α KL(teacher, student) + (1 − α) NLL, of the logits that a teacher stored with its tokens."""
     fixed = {name: getattr(stage, name) for name in NUMBERS[stage.objective] if name not in numbers}
 
@@ -84,11 +104,45 @@ def topk_logits(stage: Stage, batch: Batch, numbers: Numbers, view: View | None)
     return Objective(loss, parts, {"vocabulary": batch["soft_vocabulary"][0], "numbers": numbers})
 
 
+def aligned_logits(stage: Stage, batch: Batch, numbers: Numbers, view: View, own: Own) -> Objective:
+    """α T² Σ D(teacher, student) + (1 − α) NLL, with a D for each span of equal text (training/aligned.py).
+
+    A span's probability is a product over tokens that may lie in different chunks: it is computed first.
+    """
+    fixed = {name: getattr(stage, name) for name in NUMBERS[stage.objective] if name not in numbers}
+    score, (theirs, ours, _) = view.score, view.shared
+    chunk = positions_at_once(len(batch["mask"]), max(len(view.head), len(own.head)))
+    temperature, into = (fixed | numbers)["temperature"], batch["span"]
+    told_of = {
+        "teacher": chains(score, view.hidden, view.head, batch["teacher_targets"], batch["teacher_span"], theirs,
+                          temperature, into, chunk),
+        "student": chains(*own, batch["targets"], into, ours, temperature, into, chunk),
+    }  # fmt: skip
+
+    def loss(logits: jax.Array, parts: Parts, constants: Constants) -> Sums:
+        given, mask = fixed | constants["numbers"], parts["mask"]
+        sums = token_sums(logits, parts["targets"], mask, stage.z_loss)
+        hidden = jnp.where(parts["span_begins"][..., None] > 0, parts["teacher"], 0)
+        p = told(score(hidden, constants["head"]), theirs, given["temperature"])
+        q = told(logits, ours, given["temperature"])
+        divergence = divergence_of(stage.divergence, given["beta"], stage.skew)
+        value, slope = (masked_sum(part, mask)[0] for part in apart(p, q, parts, ours, divergence))
+        soft, alpha = given["temperature"] ** 2 * (value + slope), given["alpha"]
+        return sums._replace(loss=alpha * soft + (1 - alpha) * sums.loss, divergence=value)
+
+    parts = {name: batch[name] for name in ("targets", "mask", "span_kind", "span_begins")}
+    parts["teacher"] = jnp.take_along_axis(view.hidden, batch["teacher_at"][..., None], axis=1)
+    for side, chain in told_of.items():
+        parts |= {f"{side}_chain": chain.own, f"{side}_alike": chain.alike}
+    return Objective(loss, parts, {"head": view.head, "numbers": numbers})
+
+
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "sft": sft,
     "logits": logits,
     "on_policy": logits,
     "topk_logits": topk_logits,
+    "aligned_logits": aligned_logits,
 }
 
 

@@ -27,10 +27,11 @@ def peak(stage: Stage) -> float | None:
 def operations(stage: Stage, loader: Loader, config: ModelConfig, teacher: Teacher | None) -> float:
     """What a step needs on the average: the student, the teacher who is asked, samples that the student draws."""
     student = token_operations(config, loader.length, backward=2 if stage.lora is None else 1)
-    asked = 0.0 if teacher is None else token_operations(teacher.config, loader.length, backward=0)
+    theirs = loader.teacher_length
+    asked = 0.0 if teacher is None else theirs * token_operations(teacher.config, theirs, backward=0)
     drawn = stage.on_policy.share if stage.objective == "on_policy" else 0.0
     sampled = drawn * token_operations(config, loader.length, backward=0)
-    return stage.batch_size * loader.length * (student + asked + sampled)
+    return stage.batch_size * (loader.length * (student + sampled) + asked)
 
 
 def token_operations(config: ModelConfig, length: int, *, backward: int = 2) -> float:

@@ -15,8 +15,8 @@ from distill.models.config import ModelConfig
 from distill.models.lora import Adapters
 from distill.parallel.mesh import batch_sharding, replicated
 from distill.training.hidden_states import PROJECTIONS, apart, pairs, student_of
-from distill.training.losses import Sums, chunked_sums
-from distill.training.objectives import Batch, Numbers, objective_of
+from distill.training.losses import Sums, chunked_sums, positions_at_once
+from distill.training.objectives import Batch, Numbers, Own, objective_of
 from distill.training.state import Frozen, State
 from distill.training.teacher import Teacher, view
 
@@ -55,9 +55,11 @@ def batch_sums(
         return decoder.scores(config, hidden, head.astype(hidden.dtype))
 
     seen = None if teacher is None else view(teacher, batch, mesh, layers=matched is not None)
-    loss, parts, constants = objective_of(stage, batch, numbers or {}, seen)
     head = weights["embed"] if config.tied else weights["head"]
-    sums = chunked_sums(score, loss, hidden, head, parts, constants)
+    loss, parts, constants = objective_of(stage, batch, numbers or {}, seen, Own(score, hidden, head))
+    largest = max(len(head), 0 if seen is None else len(seen.head))
+    chunk = positions_at_once(len(hidden), largest)
+    sums = chunked_sums(score, loss, hidden, head, parts, constants, chunk)
     if matched is not None:
         layers = pairs(matched, config, teacher.config)
         far = apart(matched, layers, jnp.concatenate(states), seen.states, projections, batch["mask"])
