@@ -197,10 +197,9 @@ def test_a_pair_with_two_tokenizers_learns(tmp_path: Path) -> None:
     """First the teacher from the text, then the student from the teacher alone: its NLL of the text falls too."""
     teacher, student = pair(tmp_path)
     data, how = conversations(tmp_path, 72), {"template": "tokenizer", "max_length": 40}
-    plain = {"init": "-", "batch_size": 8, "steps": 60, "learning_rate": 1e-2, "held_out": 8, "held_out_every": 30,
-             "remat": "none"}  # fmt: skip
+    plain = {"init": "-", "batch_size": 8, "steps": 60, "learning_rate": 1e-2, "remat": "none"}
     train(teacher, [data], tmp_path / "taught", Stage(**plain), "taught", **how)
-    settings = Stage(**plain, objective="aligned_logits", checkpoint_every=30)
+    settings = Stage(**plain, objective="aligned_logits", held_out=8, held_out_every=30)
     with pytest.raises(DistillError, match=r"stage kd: objective logits is not open .*take one of sft, aligned_logits"):
         train(student, [data], tmp_path / "kd", Stage(**plain, objective="logits"), "kd",
               teacher=tmp_path / "taught/params", **how)  # fmt: skip

@@ -72,16 +72,17 @@ def chunked_sums(
     chunk: positions at a time, chosen by CHUNK_SCORES when left out.
     """
 
-    def add(total: Sums, cut: tuple[Array, Parts]) -> tuple[Sums, None]:
+    def add(total: tuple[Sums, Sums], cut: tuple[Array, Parts]) -> tuple[tuple[Sums, Sums], None]:
         h, part = cut
-        return jax.tree.map(jnp.add, total, loss(score(h, head), part, constants)), None
+        return _added(total, loss(score(h, head), part, constants)), None
 
     cuts = _chunks(hidden, head, parts, chunk)
-    return jax.lax.scan(add, _nothing(score, loss, head, cuts, constants), cuts)[0]
+    nothing = _nothing(score, loss, head, cuts, constants)
+    return jax.lax.scan(add, (nothing, nothing), cuts)[0][0]
 
 
 def _chunked_forward(score, loss, hidden, head, parts, constants, chunk):
-    def add(carry: tuple[Sums, Array], cut: tuple[Array, Parts]) -> tuple[tuple[Sums, Array], Array]:
+    def add(carry: tuple[Any, Array], cut: tuple[Array, Parts]) -> tuple[tuple[Any, Array], Array]:
         total, slope = carry
         h, part = cut
 
@@ -91,11 +92,12 @@ def _chunked_forward(score, loss, hidden, head, parts, constants, chunk):
 
         value, pull, sums = jax.vjp(value_and_sums, h, head, has_aux=True)
         along_h, along_head = pull(jnp.ones_like(value))
-        return (jax.tree.map(jnp.add, total, sums), slope + along_head.astype(slope.dtype)), along_h
+        return (_added(total, sums), slope + along_head.astype(slope.dtype)), along_h
 
     cuts = _chunks(hidden, head, parts, chunk)
-    start = _nothing(score, loss, head, cuts, constants), jnp.zeros(head.shape, at_least_float32(head))
-    (total, slope), along = jax.lax.scan(add, start, cuts)
+    nothing = _nothing(score, loss, head, cuts, constants)
+    start = (nothing, nothing), jnp.zeros(head.shape, at_least_float32(head))
+    ((total, _), slope), along = jax.lax.scan(add, start, cuts)
     return total, (_whole(along, hidden.shape[1]), slope.astype(head.dtype))
 
 
@@ -130,6 +132,13 @@ def chunked_values(
 def _whole(cut: Array, length: int) -> Array:
     """[chunks, B, t, ...] as [B, T, ...]"""
     return jnp.moveaxis(cut, 0, 1).reshape(cut.shape[1], -1, *cut.shape[3:])[:, :length]
+
+
+def _added(total: tuple[Sums, Sums], more: Sums) -> tuple[Sums, Sums]:
+    """A sum and what rounding has added to it, with `more` (Kahan 1965): hundreds of chunks add up like one."""
+    add = jax.tree.map(jnp.subtract, more, total[1])
+    after = jax.tree.map(jnp.add, total[0], add)
+    return after, jax.tree.map(lambda new, old, added: (new - old) - added, after, total[0], add)
 
 
 def _nothing(score: Score, loss: TokenLoss, head: Array, cuts: tuple[Array, Parts], constants: Constants) -> Sums:
