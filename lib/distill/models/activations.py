@@ -34,7 +34,7 @@ def _norms(config: ModelConfig, params: decoder.Params, tokens: Array, lengths: 
 
     for i, layer in enumerate(config.layers):
         block, mask = decoder.block(config, layer, params["layers"][str(i)]), causal_mask(segments, layer.window)
-        spoken = block.attention.spoken(block.attention_norm(x), turns[layer.rope], mask)[0]
+        spoken = block.attention.spoken(block.attention_norm(x), turns[layer.rope], mask)
         heads.append(jnp.sum(total(spoken.reshape(*tokens.shape, -1)).reshape(config.heads, -1), axis=1))
         y = block.attention(block.attention_norm(x), turns[layer.rope], mask)[0]
         after = x + (y if block.attention_post_norm is None else block.attention_post_norm(y))

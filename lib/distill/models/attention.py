@@ -51,19 +51,25 @@ class Attention(nnx.Module):
         room: slots that the cache may grow to; what a row attends to does not depend, to the bit, on how many
         it has now.
         """
-        spoken, cache = self.spoken(x, turn, mask, cache, slots, room)
+        q, k, v = self.projected(x, turn)
+        if cache is not None:
+            k, v = write(cache["k"], k, slots), write(cache["v"], v, slots)
+            cache = {"k": k, "v": v}
+            k, v = wide(k), wide(v)
+        if cache is not None and x.shape[1] == 1:
+            spoken = attend_one(self.config, q[:, 0], k, v, mask[:, 0], room or k.shape[2])[:, None]
+        else:
+            spoken = attend(self.config, q, k, v, mask)
         return biased(from_heads(spoken, self.o[...]), self.o_bias), cache
 
-    def spoken(
-        self,
-        x: Float[Array, "B T D"],
-        turn: Rotation,
-        mask: Bool[Array, "B T S"],
-        cache: LayerCache | None = None,
-        slots: Int[Array, "B T"] | None = None,
-        room: int | None = None,
-    ) -> tuple[Float[Array, "B T N H"], LayerCache | None]:
-        """What each head says, before it is projected back."""
+    def spoken(self, x: Float[Array, "B T D"], turn: Rotation, mask: Bool[Array, "B T T"]) -> Float[Array, "B T N H"]:
+        """What each head says over x itself, before it is projected back."""
+        return attend(self.config, *self.projected(x, turn), mask)
+
+    def projected(
+        self, x: Float[Array, "B T D"], turn: Rotation
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
+        """Queries, keys and values, turned by their positions."""
         interleaved = self.config.rope_interleaved
         q = biased(to_heads(x, self.q[...]), self.q_bias)
         k = biased(to_heads(x, self.k[...]), self.k_bias)
@@ -72,14 +78,7 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q = rotate(q, turn, interleaved=interleaved)
         k = rotate(k, turn, interleaved=interleaved)
-        k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-        if cache is not None:
-            k, v = write(cache["k"], k, slots), write(cache["v"], v, slots)
-            cache = {"k": k, "v": v}
-            k, v = wide(k), wide(v)
-        if cache is not None and x.shape[1] == 1:
-            return attend_one(self.config, q[:, 0], k, v, mask[:, 0], room or k.shape[2])[:, None], cache
-        return attend(self.config, q, k, v, mask), cache
+        return q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
 
 
 def to_heads(x: Float[Array, "B T D"], weight: Float[Array, "N H D"]) -> Float[Array, "B T N H"]:
