@@ -11,6 +11,7 @@ rule compare_arms:
         scores=once_indexed([f"{RUN}/evaluation/{name}.json" for name in SCORED]),
         curves=expand("<run>/students/{stage}/metrics.jsonl", stage=RECIPE.stages),
         completions=completion_files,
+        logits=all_logits,
     output:
         directory("<run>/evidence"),
     params:

@@ -66,6 +66,37 @@ def test_arms_stand_side_by_side(run: Path) -> None:
         assert ET.parse(run / "evidence" / name).getroot().tag.endswith("svg")
 
 
+def test_logits_that_were_scored_are_paid_for(run: Path) -> None:
+    """Those of gold text are; those that came with the answers are not, nor are those that another arm reads."""
+    soft = ARM | {"objective": "topk_logits", "k": 8}
+    gold = {"source": "gold.jsonl"}
+    stages = RECIPE["stages"] | {
+        "captured": soft | {"data": [{"source": "generated", "samples": 1}]},
+        "scored": soft | {"data": [{"source": "generated"}], "k": 9},
+        "gold": soft | {"data": [gold]},
+    }
+    recipe = load_recipe(RECIPE | {"stages": stages, "generation": {"num_generations": 2, "top_logits": 8}})
+    for name in ("captured", "scored", "gold"):
+        for seed in (0, 1):
+            for path in (f"evaluation/{name}-seed{seed}.json", f"students/{name}-seed{seed}/metrics.jsonl"):
+                (run / path).parent.mkdir(exist_ok=True)
+                (run / path).write_text((run / path.replace(name, "kd")).read_text())
+    (run / "logits").mkdir()
+    text = {"sample": [0], "prompt_token_ids": [[1] * 10], "completion_token_ids": [[1] * 20]}
+    pq.write_table(pa.table(text), run / f"logits/published-{recipe.stages['gold-seed0'].data[0].id8}.parquet")
+    (run / "logits/0000.parquet").write_bytes((run / "completions/0000.parquet").read_bytes())
+    write_evidence(run, recipe, run / "teacher", run / "evidence")
+    arms = read_json(run / "evidence/arms.json")["arms"]
+    spent = {name: (arm["operations"]["answering"], arm["operations"]["scoring"]) for name, arm in arms.items()}
+    weights = read_json(run / "teacher/model.json")["parameters"]
+    assert spent["ce"] == (0, 0)
+    assert spent["captured"] == (spent["kd"][0], 0)
+    assert spent["scored"] == (spent["scored"][0],) * 2, "what was written is read once more, both samples of it"
+    assert spent["gold"][0] == 0
+    assert 30 * weights < spent["gold"][1] < 30 * 2 * weights + 3e5
+    assert arms["gold"]["operations"]["in_all"] == 1e10 + spent["gold"][1]
+
+
 def test_a_stage_without_a_curve_is_named(run: Path) -> None:
     (run / "students/kd-seed1/metrics.jsonl").write_text('{"operations": 1, "loss": 2}\n')
     with pytest.raises(DistillError, match="stage kd-seed1 has no held_out_loss"):

@@ -4,7 +4,7 @@ Equal tokens: every arm's last step. Equal compute: what a run's own curve says 
 did for it, had spent as much as the cheapest arm did in all.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from distill.checkpoints.info import read_info
-from distill.config import Recipe, Stage
+from distill.config import Recipe
 from distill.errors import DistillError
 from distill.evaluation.arm_plots import arm_curves, arm_gains
 from distill.evaluation.arms import SCORES, at_operations, compare_arms, gain, interval
 from distill.files import read_json, read_jsonl, replacing, write_json
+from distill.training.examples import has_logits_of
 from distill.training.speed import token_operations
 
 CURVE = "held_out_loss"
@@ -34,9 +35,12 @@ def write_evidence(run: Path, recipe: Recipe, teacher: Path, out: Path) -> None:
         arm: {seed: read_json(run / "evaluation" / f"{stage}.json") for seed, stage in seeds.items()}
         for arm, seeds in recipe.arms.items()
     }
-    teacher_work = {arm: _answering(run, recipe, teacher, seeds.values()) for arm, seeds in recipe.arms.items()}
+    work = {
+        arm: {name: of(run, recipe, teacher, next(iter(seeds.values()))) for name, of in TEACHER_WORK.items()}
+        for arm, seeds in recipe.arms.items()
+    }
     curves = {
-        arm: {seed: _curve(run, stage, teacher_work[arm]) for seed, stage in seeds.items()}
+        arm: {seed: _curve(run, stage, sum(work[arm].values())) for seed, stage in seeds.items()}
         for arm, seeds in recipe.arms.items()
     }
     found = {
@@ -51,7 +55,7 @@ def write_evidence(run: Path, recipe: Recipe, teacher: Path, out: Path) -> None:
     found["equal_compute"] = _equal_compute(curves, recipe.comparison.baseline, told["nll"], budget)
     for arm, seeds in curves.items():
         spent = {curve[-1][0] for curve in seeds.values()}
-        found["arms"][arm]["operations"] = {"in_all": max(spent), "answering": teacher_work[arm]}
+        found["arms"][arm]["operations"] = {"in_all": max(spent), **work[arm]}
     with replacing(out) as tmp:
         tmp.mkdir()
         write_json(tmp / "arms.json", found)
@@ -67,7 +71,7 @@ def _equal_compute(curves: dict[str, dict[int, Curve]], baseline: str, teacher: 
     out: dict[str, Any] = {}
     for arm, seeds in at.items():
         if any(value is None for value in seeds.values()):
-            out[arm] = {"nll": None, "gain": None, "withheld": "the teacher's answers alone cost more"}
+            out[arm] = {"nll": None, "gain": None, "withheld": "what the teacher did before alone cost more"}
             continue
         found, reason = (None, "the baseline itself") if arm == baseline else gain(seeds, at[baseline], teacher)
         nll = interval(list(seeds.values()))._asdict()
@@ -87,22 +91,44 @@ def _curve(run: Path, stage: str, before: float) -> Curve:
     return curve
 
 
-def _answering(run: Path, recipe: Recipe, teacher: Path, stages: Iterable[str]) -> float:
-    """Operations of a teacher that wrote the answers that a stage learns; the same for all its seeds."""
-    stage: Stage = recipe.stages[next(iter(stages))]
-    samples = max((part.samples or recipe.generation.num_generations for part in stage.data
-                   if part.source == "generated"), default=0)  # fmt: skip
-    if not samples or recipe.dataset.completions == "own":
+def _answering(run: Path, recipe: Recipe, teacher: Path, stage: str) -> float:
+    """Operations of a teacher that wrote the answers that a stage learns."""
+    parts = [part for part in recipe.stages[stage].data if part.source == "generated"]
+    if not parts or recipe.dataset.completions == "own":
         return 0.0
+    samples = max(part.samples or recipe.generation.num_generations for part in parts)
+    return _reading(teacher, sorted((run / "completions").glob("*.parquet")), samples)
+
+
+def _scoring(run: Path, recipe: Recipe, teacher: Path, stage: str) -> float:
+    """Operations of a teacher that read text for the logits that a stage takes, where they did not come with it."""
+    if recipe.stages[stage].objective != "topk_logits":
+        return 0.0
+    total = 0.0
+    for part in recipe.stages[stage].data:
+        if part.source == "generated" and recipe.captured(stage):
+            continue
+        files = [file for file in sorted((run / "logits").glob("*.parquet")) if has_logits_of(file, part)]
+        total += _reading(teacher, files, part.samples)
+    return total
+
+
+def _reading(teacher: Path, files: Iterable[Path], samples: int | None) -> float:
+    """Operations of a teacher that reads, or writes, each of the first `samples` completions to a prompt once."""
     tokens = rows = 0
-    for path in sorted((run / "completions").glob("*.parquet")):
+    for path in files:
         table = pq.read_table(path, columns=["sample", "prompt_token_ids", "completion_token_ids"])
-        table = table.filter(pc.less(table["sample"], samples))
+        if samples is not None:
+            table = table.filter(pc.less(table["sample"], samples))
         lengths = (pc.list_value_length(table[name]) for name in ("prompt_token_ids", "completion_token_ids"))
         tokens += sum(pc.sum(length).as_py() or 0 for length in lengths)
         rows += len(table)
     config = read_info(teacher).architecture
     return tokens * token_operations(config, tokens // max(1, rows), backward=0)
+
+
+TEACHER_WORK: dict[str, Callable[[Path, Recipe, Path, str], float]] = {"answering": _answering, "scoring": _scoring}
+"""What a teacher does before a stage is trained, the same for all seeds of an arm."""
 
 
 def _environment() -> Environment:

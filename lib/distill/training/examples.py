@@ -62,7 +62,7 @@ def logits_examples(
     teacher = read_info(told_by)
     sources = [
         Wanted(
-            files=[file for file in told if _is_of(file, part)],
+            files=[file for file in told if has_logits_of(file, part)],
             kept=kept_in([file for file in data if file.suffix == ".parquet"]) if part.source == "generated" else None,
             weight=part.weight,
             samples=part.samples,
@@ -76,7 +76,7 @@ def logits_examples(
     )  # fmt: skip
 
 
-def _is_of(file: Path, part: Part) -> bool:
+def has_logits_of(file: Path, part: Part) -> bool:
     """Whether a file has a source's logits, by its name: 0007, original-0007, published-{id8}."""
     if part.published:
         return file.stem == f"published-{part.id8}"
