@@ -109,6 +109,21 @@ def test_a_prompt_without_room_for_an_answer_is_named(params: Path, tmp_path: Pa
         score(params, asked(["a" * 40]), tmp_path)
 
 
+def test_a_reference_over_a_context_is_named_before_anything_is_computed(
+    params: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """The model's own, and that of a teacher who would be asked for its distribution."""
+    monkeypatch.setattr("distill.evaluation.score.Engine", None)
+    teacher = {"seed": 1, "max_position_embeddings": 24}
+    import_checkpoint(tiny_llama(tmp_path / "hf", **teacher), tmp_path / "teacher", dtype="float32", origin="t")
+    rows = asked(["a", "b"], ["a", "b" * 30])
+    said = r"tiny: held-out prompt \w+ has 34 tokens with its reference, the context of {} is 24: take the prompt out$"
+    with pytest.raises(DistillError, match=said.format("the teacher")):
+        score(params, rows, tmp_path, reference="right", teacher=tmp_path / "teacher")
+    with pytest.raises(DistillError, match=said.format("tiny")):
+        score(tmp_path / "teacher", rows, tmp_path, reference="right")
+
+
 def test_limit_takes_the_first_rows(params: Path, tmp_path: Path) -> None:
     scores = score(params, asked(WORDS, WORDS), tmp_path, reference="right", limit=2)
     assert [row["messages"][0]["content"] for row in scores["answers"]] == WORDS[:2]

@@ -28,6 +28,7 @@ from distill.training.divergences import forward_kl, log_probs
 from distill.training.losses import masked_sum, token_sums
 
 Weights = tuple[ModelConfig, decoder.Params]
+Reference = tuple[list[int], list[int]]
 
 
 def evaluate(
@@ -60,16 +61,28 @@ def evaluate(
                 f"{name}: held-out prompt {prompt_id(row.messages)} has {len(prompt)} tokens, with its "
                 f"answer it may have {limit}: raise evaluation.max_target_length, or take the prompt out"
             )
+    scored = [i for i, row in enumerate(held_out) if row.reference is not None]
+    teacher = teacher if scored and teacher and _comparable(params, teacher) else None
+    contexts = {name: config.max_positions}
+    if teacher is not None:
+        contexts["the teacher"] = read_info(teacher).architecture.max_positions
+    references = _references(tokenizer, [held_out[i] for i in scored], template)
+    for i, (ids, _) in zip(scored, references, strict=True):
+        for side, context in contexts.items():
+            if len(ids) > context:
+                raise DistillError(
+                    f"{name}: held-out prompt {prompt_id(held_out[i].messages)} has {len(ids)} tokens with its "
+                    f"reference, the context of {side} is {context}: take the prompt out"
+                )
     engine = Engine(config, weights, slots=settings.batch_size, max_length=limit, real_vocab=info.real_vocab)
     greedy, stop_ids = Draw(temperature=0.0), frozenset(info.eos_ids)
     requests = [Request(tuple(p), 0, 0, limit - len(p), greedy, stop_ids) for p in prompts]
     bar = tqdm(engine.run(requests), total=len(requests), desc=f"{name} answers", unit="prompt", file=sys.stderr)
     results = dict(bar)
-    scored = [i for i, row in enumerate(held_out) if row.reference is not None]
     sums = np.zeros((len(held_out), 2))
     if scored:
-        compared, rows = _compared(params, teacher), [held_out[i] for i in scored]
-        found = _reference_sums((config, weights), compared, rows, tokenizer, template, settings.batch_size)
+        compared = None if teacher is None else load_weights(teacher)
+        found = _reference_sums((config, weights), compared, references, tokenizer.real_vocab, settings.batch_size)
         sums = np.zeros((len(held_out), found.shape[1]))
         sums[scored] = found
     answers = []
@@ -109,24 +122,22 @@ def evaluate(
     return f"{name}: exact match {scores['exact_match']:.1%} of {len(scored)}, NLL {nll:.4f} nats a token{far}"
 
 
-def _compared(params: Path, teacher: Path | None) -> Weights | None:
-    """The teacher, where its tokens are the model's: a distribution over other ids does not compare."""
-    if teacher is None or not compare(teacher, params)["objectives"]["logits"]["open"]:
-        return None
-    return load_weights(teacher)
+def _comparable(params: Path, teacher: Path) -> bool:
+    """Whether the teacher's tokens are the model's: a distribution over other ids does not compare."""
+    return compare(teacher, params)["objectives"]["logits"]["open"]
+
+
+def _references(tokenizer: Tokenizer, rows: Sequence[Conversation], template: Template) -> list[Reference]:
+    """Ids of each prompt with its reference, and what of them is the reference."""
+    whole = [[*row.messages, {"role": "assistant", "content": row.reference}] for row in rows]
+    return list(examples_tokens(tokenizer, whole, template))
 
 
 def _reference_sums(
-    model: Weights,
-    teacher: Weights | None,
-    rows: Sequence[Conversation],
-    tokenizer: Tokenizer,
-    template: Template,
-    batch_size: int,
+    model: Weights, teacher: Weights | None, references: Sequence[Reference], real: int, batch_size: int
 ) -> np.ndarray:
     """Sums over each row's reference tokens: their number, NLL, and with a teacher KL(teacher ‖ model) and how often
-    both find the same token likeliest. Nats; padded vocabulary rows have no mass."""
-    real = tokenizer.real_vocab
+    both find the same token likeliest. Nats; vocabulary rows behind `real` have no mass."""
 
     def logits_of(side: Weights, hidden: jax.Array) -> jax.Array:
         return decoder.logits(*side, hidden)[None, :, :real]
@@ -151,15 +162,10 @@ def _reference_sums(
 
     sides = [model, *([] if teacher is None else [teacher])]
     configs, params = [config for config, _ in sides], [weights for _, weights in sides]
-    whole = [[*row.messages, {"role": "assistant", "content": row.reference}] for row in rows]
-    examples = list(examples_tokens(tokenizer, whole, template))
-    longest, context = max(len(ids) for ids, _ in examples), min(config.max_positions for config in configs)
-    if longest > context:
-        raise DistillError(f"a held-out reference needs {longest} tokens, the context is {context}")
-    length, sums = -(-longest // 8) * 8 + 1, []
-    starts = range(0, len(examples), batch_size)
+    length, sums = -(-max(len(ids) for ids, _ in references) // 8) * 8 + 1, []
+    starts = range(0, len(references), batch_size)
     for start in tqdm(starts, desc="reference likelihood", unit="batch", file=sys.stderr):
-        part = examples[start : start + batch_size]
+        part = references[start : start + batch_size]
         tokens, mask = np.zeros((batch_size, length), np.int32), np.zeros((batch_size, length), np.float32)
         for i, (ids, learned) in enumerate(part):
             tokens[i, : len(ids)], mask[i, : len(ids)] = ids, learned
