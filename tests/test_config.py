@@ -55,6 +55,8 @@ def changed(path: str, value: object) -> dict:
         ("stages.sft.alpha", 0.5, "objective sft does not use alpha: remove it"),
         ("stages.sft", {"init": "student", "steps": 9, "objective": "logits", "temperature": 0},
          "stages.sft.temperature: 0 must be above 0: scores are divided by it"),
+        ("stages.sft", {"init": "student", "steps": 9, "objective": "logits", "temperature": {"start": 2, "end": 0}},
+         "stages.sft.temperature: 0 must be above 0: scores are divided by it"),
         ("stages.sft", {"init": "student", "steps": 9, "objective": "logits", "beta": 0.3},
          "forward_kl does not use beta"),
         ("stages.sft", {"init": "student", "steps": 9, "objective": "logits", "teacher": "techer"},

@@ -76,6 +76,15 @@ def test_all_kinds_of_text_can_be_scored(teacher: Written, captured: Path, tmp_p
         score_logits(teacher.params, tmp_path / "x", {"top": 36, "sampled": 0}, 0, "tokenizer", 64, prompts=prompts)
 
 
+def test_a_teacher_that_gives_nan_is_named_with_the_prompt(teacher: Written) -> None:
+    rows = [Given(r["prompt_id"], r["sample"], r["messages"], r["prompt_token_ids"], r["completion_token_ids"])
+            for r in teacher.rows]  # fmt: skip
+    scorer = Scorer(teacher.params, max_length=64)
+    scorer.weights = scorer.weights | {"norm": jax.tree.map(lambda leaf: leaf * jnp.nan, scorer.weights["norm"])}
+    with pytest.raises(DistillError, match=r"^the teacher gives NaN for prompt \w+: its weights are damaged, or .*$"):
+        next(scorer.told(rows, TOLD, SEED))
+
+
 def test_stored_logits_that_are_the_teachers_pass(teacher: Written, captured: Path, tmp_path: Path) -> None:
     said = check_logits(teacher.params, [captured], tmp_path / "check.json", rows=7)
     report = read_json(tmp_path / "check.json")
