@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -154,8 +155,8 @@ def test_a_row_with_fewer_tokens_than_logits_is_named(tmp_path: Path) -> None:
     """As where a tool has cut the tokens and knew nothing of the logits."""
     table = pq.read_table(file(tmp_path))
     place, tokens = table.schema.get_field_index("completion_token_ids"), table["completion_token_ids"].to_pylist()
-    tokens[4] = tokens[4][:-1]
-    pq.write_table(table.set_column(place, table.schema.field(place), [tokens]), tmp_path / "0000.parquet")
+    field, tokens[4] = table.schema.field(place), tokens[4][:-1]
+    pq.write_table(table.set_column(place, field, pa.array(tokens, field.type)), tmp_path / "0000.parquet")
     said = r"the logits of prompt p2 sample 0 are not those of its tokens \(5 logits for 4 tokens\): delete the file"
     with pytest.raises(DistillError, match=said):
         take(tmp_path, Wanted([tmp_path / "0000.parquet"]))

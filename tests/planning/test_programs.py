@@ -46,6 +46,11 @@ def test_a_teacher_and_stored_logits_are_in_the_train_step() -> None:
     stored = train_program(LLAMA, stage(objective="topk_logits", k=4), "float32", 24, simulated(4))
     assert stored.held["batch"] == (4 * 24 * (20 + 4 * (2 + 2)) + 4 * 4) // 4
     stored.lower()
+    wider = config_from_hf(tiny_config(vocab_size=60))
+    asked["objective"] = "aligned_logits"
+    aligned = train_program(LLAMA, stage(**asked), "float32", 24, simulated(4), (wider, "bfloat16"))
+    assert aligned.held["batch"] == 4 * 24 * (20 + 9 * 4) // 4
+    aligned.lower()
 
 
 @pytest.mark.parametrize("int8", [(), ("weights", "cache")])

@@ -82,9 +82,8 @@ def logits(stage: Stage, batch: Batch, numbers: Numbers, view: View, own: Own | 
         p, q = (log_probs(side, given["temperature"], real) for side in (teacher, logits))
         apart = divergence_of(stage.divergence, given["beta"], stage.skew)(p, q)
         divergence = masked_sum(apart, mask)[0]
-        soft, alpha = given["temperature"] ** 2 * divergence, given["alpha"]
-        whole = isinstance(alpha, float) and alpha == 1.0  # else the gradient of NLL would be computed to be dropped
-        return sums._replace(loss=soft if whole else alpha * soft + (1 - alpha) * sums.loss, divergence=divergence)
+        soft = given["temperature"] ** 2 * divergence
+        return sums._replace(loss=_mixed(soft, sums.loss, given["alpha"]), divergence=divergence)
 
     parts = {"targets": batch["targets"], "mask": batch["mask"], "teacher": view.hidden}
     return Objective(loss, parts, {"head": view.head, "numbers": numbers})
@@ -127,14 +126,19 @@ def aligned_logits(stage: Stage, batch: Batch, numbers: Numbers, view: View, own
         q = told(logits, ours, given["temperature"])
         divergence = divergence_of(stage.divergence, given["beta"], stage.skew)
         value, slope = (masked_sum(part, mask)[0] for part in apart(p, q, parts, ours, divergence))
-        soft, alpha = given["temperature"] ** 2 * (value + slope), given["alpha"]
-        return sums._replace(loss=alpha * soft + (1 - alpha) * sums.loss, divergence=value)
+        soft = given["temperature"] ** 2 * (value + slope)
+        return sums._replace(loss=_mixed(soft, sums.loss, given["alpha"]), divergence=value)
 
     parts = {name: batch[name] for name in ("targets", "mask", "span_kind", "span_begins")}
     parts["teacher"] = jnp.take_along_axis(view.hidden, batch["teacher_at"][..., None], axis=1)
     for side, chain in told_of.items():
         parts |= {f"{side}_chain": chain.own, f"{side}_alike": chain.alike}
     return Objective(loss, parts, {"head": view.head, "numbers": numbers})
+
+
+def _mixed(soft: jax.Array, plain: jax.Array, alpha: jax.Array | float) -> jax.Array:
+    """α soft + (1 − α) plain; for an α that is always 1 no gradient of `plain` is computed to be dropped."""
+    return soft if isinstance(alpha, float) and alpha == 1.0 else alpha * soft + (1 - alpha) * plain
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
