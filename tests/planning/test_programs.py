@@ -49,7 +49,7 @@ def test_a_teacher_and_stored_logits_are_in_the_train_step() -> None:
     wider = config_from_hf(tiny_config(vocab_size=60))
     asked["objective"] = "aligned_logits"
     aligned = train_program(LLAMA, stage(**asked), "float32", 24, simulated(4), (wider, "bfloat16"))
-    assert aligned.held["batch"] == 4 * 24 * (20 + 9 * 4) // 4
+    assert aligned.held["batch"] == 4 * 24 * (20 + 9 * 4) // 2
     aligned.lower()
 
 
