@@ -109,9 +109,7 @@ def test_a_prompt_without_room_for_an_answer_is_named(params: Path, tmp_path: Pa
         score(params, asked(["a" * 40]), tmp_path)
 
 
-def test_a_reference_over_a_context_is_named_before_anything_is_computed(
-    params: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_reference_over_a_context_is_named_at_once(params: Path, tmp_path: Path, monkeypatch) -> None:
     """The model's own, and that of a teacher who would be asked for its distribution."""
     monkeypatch.setattr("distill.evaluation.score.Engine", None)
     teacher = {"seed": 1, "max_position_embeddings": 24}
