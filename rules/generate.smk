@@ -13,6 +13,7 @@ rule generate:
         "<run>/completions/{batch}.parquet",
     params:
         generation=generation_settings,
+        template=RECIPE.prompts.chat_template,
         work=f"{RUN}/work/samples",
         code=code("generate", "serve"),
     log:
@@ -33,6 +34,7 @@ rule generate:
         " --teacher {input.teacher:q}"
         " --prompts {input.prompts:q}"
         " --generation {params.generation:q}"
+        " --template {params.template}"
         " --work {params.work:q}"
         " --idle-seconds {resources.idle_seconds}"
         " --out {output:q}"

@@ -16,14 +16,18 @@ PATH = click.Path(path_type=Path)
 @click.option("--teacher", type=PATH, required=True, help="params folder")
 @click.option("--prompts", type=PATH, required=True, help="a batch's JSONL file")
 @click.option("--generation", required=True, help="the generation's settings, JSON")
+@click.option("--template", default="tokenizer", help="chat template of prompts that follow others")
 @click.option("--work", type=PATH, required=True, help="folder of the journals that batches share")
 @click.option("--idle-seconds", type=float, default=60, help="the server leaves after so long unasked")
 @click.option("--out", type=PATH, required=True, help="Parquet file to write")
-def main(teacher: Path, prompts: Path, generation: str, work: Path, idle_seconds: float, out: Path) -> None:
+def main(
+    teacher: Path, prompts: Path, generation: str, template: str, work: Path, idle_seconds: float, out: Path
+) -> None:
     with explained():
         leave_with_parent()
         settings = Generation.model_validate_json(generation)
-        click.echo(generate_batch(teacher, prompts, out, settings, work=work, idle_seconds=idle_seconds))
+        how = {"work": work, "idle_seconds": idle_seconds, "template": template}
+        click.echo(generate_batch(teacher, prompts, out, settings, **how))
 
 
 if __name__ == "__main__":

@@ -152,7 +152,9 @@ class Prompts(Source):
 
     source: str = ""
     mix: list[Mixed] = []
-    turns: Literal["last", "first", "each"] = Field("last", description="which user turns to answer")
+    turns: Literal["last", "first", "each", "each_own"] = Field(
+        "last", description="which user turns to answer; each_own: with the teacher's own answers as history"
+    )
     system: str | None = Field(None, description="system message for prompts that have none")
     filters: Filters | None = None
     sample: float | None = Field(None, gt=0, le=1, description="share of the prompts to take, by hash")
@@ -174,14 +176,21 @@ class Prompts(Source):
             raise ValueError("must be 1 or more, or `all`")
         return value
 
-    @field_validator("turns", mode="before")
-    @classmethod
-    def _turns(cls, value: Any) -> Any:
-        if value == "each_own":
+    @model_validator(mode="after")
+    def _own_history(self) -> "Prompts":
+        if self.turns != "each_own":
+            return self
+        if self.overlong == "fail":
             raise ValueError(
-                "each_own (the teacher's own answers as history) is not built: take each, which keeps the dataset's"
+                "overlong: fail does not go with turns each_own, whose lengths nobody knows yet: take drop"
             )
-        return value
+        if self.filters and self.filters.min_tokens:
+            raise ValueError(
+                "filters.min_tokens does not go with turns each_own, whose lengths nobody knows: min_characters does"
+            )
+        if self.chat_template == "none":
+            raise ValueError("chat_template: none writes no history, which turns each_own has: take tokenizer")
+        return self
 
     @model_validator(mode="after")
     def _one_or_several(self) -> "Prompts":
@@ -866,6 +875,8 @@ class Recipe(Settings):
         told = self.generation.told[settings.kind] if self.dataset.completions == "generated" else 0
         return told >= settings.k
 
+        if self.dataset.completions == "own" and self.prompts.turns == "each_own":
+            raise ValueError("dataset.completions: own has nobody to write a history: prompts.turns must be each")
     @property
     def scored_logits(self) -> dict[str, int]:
         """Logits of each kind that a token of text is scored for, where stages need what was not captured."""

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from distill.data.card import CardFacts, license_of
 from distill.data.schema import CompletionsMetadata, write_completions
 from distill.errors import DistillError
 from distill.files import file_digest
+from distill.text import chat
 
 METADATA = CompletionsMetadata("ab" * 32, "cd" * 32, {"num_generations": 2, "slots": 64}, 7)
 FACTS = CardFacts("demo", "acme/teacher", "c0ffee", None)
@@ -138,6 +140,39 @@ def test_a_prompt_is_held_out_with_all_its_samples(tmp_path: Path) -> None:
     assert test < more, "a larger share holds the smaller one"
     with pytest.raises(DistillError, match=r"split test of the dataset is empty, dataset\.held_out is 0\.0001"):
         build(tmp_path, held_out=0.0001)
+
+
+def test_all_turns_of_a_conversation_are_on_one_side(tmp_path: Path) -> None:
+    """A later turn has the earlier ones in it: they would be learned, and asked for as held out."""
+    rows = []
+    for i in range(60):
+        history = [{"role": "system", "content": "s"}]
+        for turn in range(3):
+            history = [*history, {"role": "user", "content": f"{i} {turn}"}]
+            answer = [{"role": "assistant", "content": f"yes {i} {turn}"}]
+            rows.append({
+                "prompt_id": chat.prompt_id(history), "sample": 0, "prompt": history, "completion": answer,
+                "messages": history + answer, "prompt_token_ids": [1], "completion_token_ids": [2],
+                "logprobs": [-1.0], "finish_reason": "stop", "reference": None,
+            })  # fmt: skip
+            history = history + answer
+    write_completions(tmp_path / "0000.parquet", rows, METADATA)
+    assemble([tmp_path / "0000.parquet"], index(**{"0000": 180}), Dataset(held_out=0.3), 1, FACTS, tmp_path / "dataset")
+    sides = [
+        {row["prompt"][1]["content"] for path in (tmp_path / "dataset/data").glob(f"{name}-*")
+         for row in pq.read_table(path).to_pylist()}
+        for name in ("train", "test")
+    ]  # fmt: skip
+    assert sum(map(len, sides)) == 60
+    assert len(sides[1]) > 5
+
+
+def test_samples_with_nothing_to_follow_are_counted(tmp_path: Path) -> None:
+    lacking = replace(METADATA, unasked=[("p1", 1, "overlong"), ("p2", 0, "unanswered"), ("p2", 1, "unanswered")])
+    path = batch(tmp_path, "0000", {"p0": GOOD["p0"], "p1": [("four", "stop")]}, lacking)
+    ledger = assemble([path], index(**{"0000": 3}), Dataset(), 2, FACTS, tmp_path / "dataset")
+    dropped = {"overlong": 1, "unanswered": 2}
+    assert ledger.samples.encode("asked") == {"asked": 6, "kept": 3, "dropped": dropped}
 
 
 def test_a_row_can_tell_where_it_comes_from_and_lines_are_the_same_rows(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from distill.errors import DistillError
 from distill.files import read_jsonl, write_jsonl
 from distill.generation.run import generate_batch
 from distill.serving.shared import files_of, leave_servers
+from distill.text.chat import prompts_tokens
 from distill.text.tokenizer import load_tokenizer
 
 SETTINGS = Generation(max_prefill_length=20, max_target_length=48, num_generations=2, slots=8, seed=3)
@@ -101,6 +102,35 @@ def test_what_the_journal_knows_is_not_asked_again(params: Path, tmp_path: Path)
 def _rows(content: bytes, folder: Path) -> list[dict]:
     (folder / "bytes.parquet").write_bytes(content)
     return read_completions(folder / "bytes.parquet")[0].to_pylist()
+
+
+def test_a_turn_with_the_teacher_s_own_history_is_answered_as_if_asked_alone(params: Path, tmp_path: Path) -> None:
+    prompts = read_jsonl(write_batch(params, tmp_path / "0000.jsonl", 3))
+    tokenizer = load_tokenizer(params / "tokenizer")
+    for i, first in zip((1, 3, 5), prompts[:], strict=True):
+        turn = {"role": "user", "content": f"and {i}"}
+        said = {"role": "assistant", "content": "theirs"}
+        prompts.insert(i, first | {
+            "prompt_id": f"later{i}", "messages": [*first["messages"], said, turn], "prompt_token_ids": None,
+            "follows": first["prompt_id"],
+        })  # fmt: skip
+    write_jsonl(tmp_path / "0000.jsonl", prompts)
+    roomy = SETTINGS.model_copy(update={"max_prefill_length": 44})
+    out = generate(params, tmp_path / "0000.jsonl", tmp_path, roomy)
+    table, metadata = read_completions(out)
+    rows = {(row["prompt_id"], row["sample"]): row for row in table.to_pylist()}
+    assert len(rows) + len(metadata.unasked) == 12
+    later = [row for (name, _), row in rows.items() if name.startswith("later")]
+    assert later, "some first answers end in time"
+    alone = [{"prompt_id": row["prompt_id"], "messages": row["prompt"], "reference": None, "original": None,
+              "prompt_token_ids": prompts_tokens(tokenizer, [row["prompt"]], "tokenizer")[0]}
+             for row in later if row["sample"] == 0]  # fmt: skip
+    write_jsonl(tmp_path / "alone.jsonl", alone)
+    again = read_completions(generate(params, tmp_path / "alone.jsonl", tmp_path / "alone", roomy))[0].to_pylist()
+    assert [row for row in again if row["sample"] == 0] == [row for row in later if row["sample"] == 0]
+    first = out.read_bytes()
+    said = generate_batch(params, tmp_path / "0000.jsonl", out, roomy, work=tmp_path / "samples", idle_seconds=30)
+    assert (out.read_bytes(), f"{len(rows)} of them known" in said) == (first, True)
 
 
 def test_greedy_needs_no_seed(params: Path, tmp_path: Path) -> None:

@@ -15,14 +15,15 @@ def sample(text: str) -> Sample:
 
 
 def known(work: Path, batch: str = "0000", names: list[str] = NAMES, **key: object) -> dict:
-    journal = Journal(work, KEY | key, batch, names)
+    journal = Journal(work, KEY | key, batch)
+    journal.look_up(names)
     journal.close()
     return journal.known
 
 
 def write(work: Path, batch: str = "0000", *, finish: bool = True) -> Path:
     """A journal with two samples of `aa` and one of `bb`; its file."""
-    journal = Journal(work, KEY, batch, NAMES)
+    journal = Journal(work, KEY, batch)
     for name, number in (("aa", 0), ("aa", 1), ("bb", 0)):
         journal.add(name, number, sample(f"{name}{number} \n é\u2028"))
     if finish:
@@ -68,7 +69,7 @@ def test_what_is_no_entry_is_passed_over(tmp_path: Path) -> None:
 def test_a_list_that_is_older_than_its_journal_does_not_count(tmp_path: Path) -> None:
     file = write(tmp_path)
     assert file.with_suffix(".ids").exists()
-    journal = Journal(tmp_path, KEY, "0000", NAMES)
+    journal = Journal(tmp_path, KEY, "0000")
     journal.add("cc", 0, sample("new"))
     journal.close()  # as a kill leaves it: the list lacks cc
     assert known(tmp_path, "0001", ["cc"]).keys() == {("cc", 0)}

@@ -54,6 +54,27 @@ def test_a_row_has_all_that_generation_needs(tmp_path: Path, tokenizer: Tokenize
     assert found["batches"]["0000"] | {"hash": None} == {"hash": None, "read": 1, "kept": 1, "dropped": {}}
 
 
+def test_turns_with_a_history_to_come_stand_behind_those_they_follow(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    def chat(*texts: str) -> dict:
+        return {"messages": [{"role": r, "content": c} for t in texts for r, c in (("user", t), ("assistant", "yes"))]}
+
+    chats = [chat("a", "b", "c"), chat("d"), chat("x" * 200, "e"), chat("f", "g"), {"messages": []}]
+    found, written = index(tmp_path, tokenizer, chats, turns="each_own", batch_size=3)
+    first, second = written.values()
+    assert [row["messages"][-1]["content"] for row in first + second] == ["a", "b", "c", "d", "f", "g"]
+    ids = [row["prompt_id"] for row in first]
+    assert [row.get("follows") for row in first] == [None, ids[0], ids[1], None]
+    assert [row["prompt_token_ids"] is None for row in first] == [False, True, True, False]
+    assert first[2] == {
+        "prompt_id": prompt_id(chats[0]["messages"][:5]), "messages": chats[0]["messages"][:5],
+        "prompt_token_ids": None, "reference": "yes", "original": "yes", "follows": ids[1],
+    }  # fmt: skip
+    counts = [(batch["read"], batch["kept"], batch["dropped"]) for batch in found["batches"].values()]
+    assert counts == [(6, 4, {"overlong": 2}), (3, 2, {"malformed": 1})]
+    again, _ = index(tmp_path, tokenizer, chats[:3], turns="each_own", batch_size=3)
+    assert again["batches"]["0000"] == found["batches"]["0000"]
+
+
 def test_batches_are_slices_of_the_source_rows(tmp_path: Path, tokenizer: Tokenizer) -> None:
     texts = [f"t{i}" for i in range(5)]
     _, written = index(tmp_path, tokenizer, rows_of(texts), batch_size=2)

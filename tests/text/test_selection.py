@@ -1,6 +1,7 @@
 """What is asked of a conversation, what is left out for which reason, and that no order or batch decides it."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def row(text: str) -> Conversation:
 
 def reasons(texts: list[str], **settings: object) -> list[str | None]:
     selection = Selection(Prompts(source="x.jsonl", **settings))
-    return [selection(row(text)) for text in texts]
+    return [next(iter(selection(row(text)).dropped), None) for text in texts]
 
 
 WHOLE = [{"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d")]
@@ -56,6 +57,39 @@ def test_the_turns_that_are_asked() -> None:
         Conversation([user("a")], "b", "b"),
         Conversation([user("a"), assistant("b"), user("c")], "d", "d"),
     ]
+
+
+def test_turns_that_follow_one_another_are_one_conversation() -> None:
+    first, last = Conversation(WHOLE[:2], "b", "b"), Conversation(WHOLE[:4], "d", "right")
+    [whole] = asked({"messages": WHOLE, "gold": "right"}, IN_MESSAGES, "each_own")
+    assert whole.turns == (first, replace(last, earlier=(first,)))
+    assert whole.id == last.id, "a history of the teacher's own does not change what a prompt is called"
+    columns = Columns("messages", None, None, None)
+    broken = {"messages": [user("a"), user(" "), user("c")]}
+    assert asked(broken, columns, "each_own") == [Conversation([user("a")], None, None), None, None]
+    assert asked({"messages": [user(""), user("b")]}, columns, "each_own") == [None, None]
+    assert [turn.messages[0] for turn in with_system(replace(whole, messages=WHOLE[1:4], earlier=(
+        replace(first, messages=WHOLE[1:2]),)), "s").turns] == WHOLE[:1] * 2  # fmt: skip
+
+
+def test_a_turn_that_is_left_out_takes_the_later_ones_with_it() -> None:
+    def chat(*texts: str) -> Conversation:
+        listed = [turn for text in texts for turn in (user(text), assistant("yes"))]
+        return asked({"messages": listed}, Columns("messages", None, None, None), "each_own")[0]
+
+    selection = Selection(Prompts(source="x.jsonl", turns="each_own", filters={"reject": "bad"}))
+    expected = [
+        (chat("a", "b", "c"), 3, {}),
+        (chat("a", "bad", "c"), 1, {"rejected": 2}),
+        (chat("bad", "b"), 0, {"rejected": 2}),
+        (chat("a", "b", "c"), 0, {"duplicate": 3}),
+        (chat("a", "b", "d"), 3, {}),
+        (chat("a", "bad"), 0, {"rejected": 1, "duplicate": 1}),
+    ]
+    for conversation, kept, dropped in expected:
+        found = selection(conversation)
+        assert (found.turns, found.dropped) == (conversation.turns[:kept], dropped)
+        assert found.read == len(conversation.turns)
 
 
 def test_a_system_message_is_added_where_there_is_none() -> None:

@@ -23,6 +23,7 @@ from distill.data.shards import Shards
 from distill.errors import DistillError
 from distill.files import read_json, replacing, write_json
 from distill.text.answers import without_thought
+from distill.text.chat import prompt_id
 
 COLUMNS = ["prompt", "completion", "messages", "prompt_id", "sample"]
 DATASET = pa.schema([COMPLETIONS.field(name) for name in COLUMNS])
@@ -76,14 +77,15 @@ def assemble(
                     f"completions {path} were made otherwise than the first batch ({metadata}, {first}): "
                     "delete the older ones, and the next run makes them again"
                 )
-            asked, failed = prompts.kept * num_generations, len(metadata.failed) * num_generations
-            if len(table) + failed != asked:
+            asked, missing = prompts.kept * num_generations, Counter(reason for *_, reason in metadata.unasked)
+            missing["failed"] = len(metadata.failed) * num_generations
+            if len(table) + missing.total() != asked:
                 raise DistillError(
                     f"completions {path} have {len(table)} samples, not {prompts.kept} prompts × "
                     f"{num_generations}: delete the file, and the next run makes it again"
                 )
-            kept, dropped = _kept(table, name, metadata, settings, chosen, pool, splits)
-            accounts[name] = (prompts, Account(asked, kept, dropped + Counter(failed=failed)))
+            kept, dropped = _kept(table, name, metadata, settings, chosen, scores, pool, splits)
+            accounts[name] = (prompts, Account(asked, kept, dropped + missing))
         ledger = Ledger(num_generations, accounts)
         if ledger.samples.kept == 0:
             raise DistillError(
@@ -162,25 +164,32 @@ def _kept(
     keep = np.array([reason is None for reason in reasons], bool)
     held_out = np.zeros(len(table), bool)
     if settings.held_out:
-        held_out = np.array([_held_out(sample.prompt_id, settings) for sample in samples], bool)
+        held_out = np.array([_held_out(sample, settings) for sample in samples], bool)
     for split, rows in zip(splits, (keep & ~held_out, keep & held_out), strict=False):
         split.write(table.filter(pa.array(rows)))
     return int(keep.sum()), Counter(reason for reason in reasons if reason is not None)
 
 
-def _held_out(prompt_id: str, settings: Dataset) -> bool:
-    """By hash of the prompt: all of its samples are on one side, in every run and whatever else there is."""
-    drawn = blake2b(f"{settings.held_out_seed} {prompt_id}".encode(), digest_size=8).digest()
+def _held_out(sample: Sample, settings: Dataset) -> bool:
+    """By hash of the prompt: all of its samples are on one side, in every run and whatever else there is.
+
+    So are all turns of a conversation, by the id of its first one: a later turn has the earlier ones in it.
+    """
+    name = sample.prompt_id
+    users = [i for i, message in enumerate(sample.prompt) if message["role"] == "user"]
+    if len(users) > 1:
+        name = prompt_id(list(sample.prompt[: users[0] + 1]))
+    drawn = blake2b(f"{settings.held_out_seed} {name}".encode(), digest_size=8).digest()
     return int.from_bytes(drawn, "big") < settings.held_out * 2**64
 
 
 def _samples(table: pa.Table, logprobs: np.ndarray | None) -> list[Sample]:
     texts = _answers(table).to_pylist()
-    columns = (table[column].to_pylist() for column in ("prompt_id", "finish_reason", "reference"))
+    columns = (table[column].to_pylist() for column in ("prompt_id", "finish_reason", "reference", "prompt"))
     means = [None] * len(table) if logprobs is None else [None if np.isnan(mean) else float(mean) for mean in logprobs]
     return [
-        Sample(prompt_id, text, finish_reason, reference, mean)
-        for prompt_id, finish_reason, reference, text, mean in zip(*columns, texts, means, strict=True)
+        Sample(prompt_id, text, finish_reason, reference, mean, prompt)
+        for prompt_id, finish_reason, reference, prompt, text, mean in zip(*columns, texts, means, strict=True)
     ]
 
 

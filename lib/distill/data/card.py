@@ -34,8 +34,8 @@ TEXT = """\
 ## Columns
 
 `prompt` is the conversation up to the turn to answer, `completion` the teacher's answer to it, both lists of
-messages with `role` and `content`; `messages` is the two together. `prompt_id` is a digest of `prompt`,
-`sample` counts the answers to one prompt.
+messages with `role` and `content`; `messages` is the two together. `prompt_id` is a digest of the conversation
+as its source had it, `sample` counts the answers to one prompt.
 {provenance}
 ## What was kept
 

@@ -1,7 +1,8 @@
 """Reasons to leave a sample out of the training data, asked in the order in which they stand here."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,8 @@ class Sample:
 
 
 Filter = Callable[[Sample], str | None]
+    prompt: Sequence[Mapping[str, str]] = ()
+    score: float | None = None
 """The reason to drop a sample, or None."""
 
 GRAM = 4  # words in a run that is looked for again
@@ -87,13 +90,18 @@ def unlikely(sample: Sample, least: float) -> str | None:
 
 
 class Duplicate:
-    """The same answer to the same prompt was kept before. 16 bytes a sample are remembered."""
+    """The same answer to the same prompt was kept before. 16 bytes a sample are remembered.
+
+    A history that the teacher wrote is part of the prompt, and no part of its id.
+    """
 
     def __init__(self) -> None:
         self.seen: set[bytes] = set()
 
     def __call__(self, sample: Sample) -> str | None:
-        key = blake2b(f"{sample.prompt_id}\0{sample.completion}".encode(), digest_size=16).digest()
+        told = [message["content"] for message in sample.prompt if message["role"] == "assistant"]
+        text = "\0".join([sample.prompt_id, sample.completion, *told])
+        key = blake2b(text.encode(), digest_size=16).digest()
         if key in self.seen:
             return "duplicate"
         self.seen.add(key)

@@ -49,6 +49,8 @@ class CompletionsMetadata:
 
     foreign: the model's name at a server that is not ours, whose answers are not reproducible.
     failed: prompt_id and reason of each prompt that has no samples here, since it got no answer.
+    unasked: prompt_id, sample and reason of each sample that had no history to follow: `unanswered`, where the turn
+    before it was not answered to its end, or `overlong`, where history and question are too long together.
     logits: what the teacher told of each completion token beside it; there is a column for each part.
     """
 
@@ -58,6 +60,7 @@ class CompletionsMetadata:
     seed: int
     foreign: str | None = None
     failed: Sequence[tuple[str, str]] = field(default=(), compare=False)  # a batch's own affair
+    unasked: Sequence[tuple[str, int, str]] = field(default=(), compare=False)
     logits: Told | None = None
     schema_version: int = SCHEMA_VERSION
 
@@ -72,6 +75,7 @@ class CompletionsMetadata:
             f"{PREFIX}reproducible": json.dumps(self.foreign is None),
             **({f"{PREFIX}foreign": self.foreign} if self.foreign is not None else {}),
             **({f"{PREFIX}failed": json.dumps(list(self.failed))} if self.failed else {}),
+            **({f"{PREFIX}unasked": json.dumps(list(self.unasked))} if self.unasked else {}),
             **({f"{PREFIX}logits": json.dumps(self.logits._asdict())} if self.logits else {}),
         }
 
@@ -168,6 +172,7 @@ def _metadata(path: Path, schema: pa.Schema) -> CompletionsMetadata:
             seed=int(found[f"{PREFIX}seed"]),
             foreign=found.get(f"{PREFIX}foreign"),
             failed=[(prompt, reason) for prompt, reason in json.loads(found.get(f"{PREFIX}failed", "[]"))],
+            unasked=[(prompt, sample, why) for prompt, sample, why in json.loads(found.get(f"{PREFIX}unasked", "[]"))],
             logits=Told(**json.loads(found[f"{PREFIX}logits"])) if f"{PREFIX}logits" in found else None,
         )
     except (KeyError, ValueError, TypeError) as error:

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,23 @@ from distill.checkpoints.info import ModelInfo, read_info
 from distill.config import Generation
 from distill.errors import DistillError
 from distill.files import read_jsonl
+from distill.generation.history import History, Place, Turn, rounds
 from distill.generation.seeds import request_seed
 from distill.serving.client import Ask, Door, Failure, api_key, ask, open_door
-from distill.serving.journal import Journal, Sample, entry_name
+from distill.serving.journal import Journal, Sample
 from distill.serving.shared import Server, ensure_server
+from distill.text.chat import Template
 
 
 def generate_batch(
-    params: Path, prompts: Path, out: Path, settings: Generation, *, work: Path, idle_seconds: float = 60
-) -> str:
+    params: Path, prompts: Path, out: Path, settings: Generation, *, work: Path, idle_seconds: float = 60,
+    template: Template = "tokenizer",
+) -> str:  # fmt: skip
     """Answer every prompt of a batch `num_generations` times, write that, and give a line that says so.
 
     What the journals in `work` know is not asked for again. Up to max_failed_rows prompts may stay without an
-    answer: the file says which and why.
+    answer: the file says which and why. Prompts that follow others are asked once these are answered, and written
+    with `template`; one of their samples may have nothing to follow.
     """
     info, rows = read_info(params), read_jsonl(prompts)
     if (most := settings.told["top"]) > info.real_vocab:
@@ -33,44 +38,62 @@ def generate_batch(
             f"{most} logits a token are asked for, the teacher has {info.real_vocab}: lower generation's"
         )
     for row in rows:
-        if (length := len(row["prompt_token_ids"])) > settings.max_prefill_length:
+        if (length := len(row["prompt_token_ids"] or ())) > settings.max_prefill_length:
             raise DistillError(
                 f"prompt {row['prompt_id']} has {length} tokens, max_prefill_length is "
                 f"{settings.max_prefill_length}: raise it or let the filter drop it (prompts.overlong: drop)"
             )
-    started, names = time.monotonic(), [entry_name(row["prompt_id"], row["prompt_token_ids"]) for row in rows]
-    door = _door(params, info, settings, idle_seconds)
+    started, door = time.monotonic(), _door(params, info, settings, idle_seconds)
+    history = History(params, template, min(settings.max_prefill_length, info.architecture.max_positions - 1))
+    turns: dict[Place, Turn] = {}
     failed: dict[str, str] = {}
-    with closing(Journal(work, _key(info, door, settings), prompts.stem, names)) as journal:
-        asks = list(_missing(rows, names, journal, settings, most=settings.num_generations if door.own else 1))
-        missing = sum(one.count for one in asks)
-        with _Progress(missing, prompts.stem) as progress:
+    unasked: list[tuple[Place, str]] = []
+    missing = 0
+    with closing(Journal(work, _key(info, door, settings), prompts.stem)) as journal, _Progress(prompts.stem) as bar:
 
-            def answered(one: Ask, answer: list[Sample] | Failure) -> None:
-                if isinstance(answer, Failure):
-                    failed[rows[one.row]["prompt_id"]] = answer.reason
-                    _judge(failed, settings)
-                    return
-                for number, sample in enumerate(answer, one.first):
-                    journal.add(names[one.row], number, sample)
-                    progress.add(sample)
+        def said(place: Place) -> Sample | None:
+            return None if rows[place[0]]["prompt_id"] in failed else journal.known[turns[place].name, place[1]]
 
-            stop_ids = info.eos_ids if door.own else []
-            ask(door, asks, settings.sampling, stop_ids, _concurrency(settings, door), answered, settings.told)
+        def answered(one: Ask, answer: list[Sample] | Failure) -> None:
+            if isinstance(answer, Failure):
+                failed[rows[one.row]["prompt_id"]] = answer.reason
+                _judge(failed, settings)
+                return
+            for number, sample in enumerate(answer, one.first):
+                journal.add(turns[one.row, number].name, number, sample)
+                bar.add(sample)
+
+        for these in rounds(rows):
+            places = [(row, number) for row in these for number in range(settings.num_generations)]
+            found, left_out = history.turns(rows, places, turns, said)
+            turns |= found
+            unasked += left_out
+            journal.look_up(turn.name for turn in found.values())
+            asks = list(_missing(rows, places, turns, journal, settings, door))
+            missing += sum(one.count for one in asks)
+            bar.expect(missing)
+            stop_ids, together = info.eos_ids if door.own else [], max((one.count for one in asks), default=1)
+            ask(door, asks, settings.sampling, stop_ids, _concurrency(settings, together), answered, settings.told)
         journal.finish()
         written = [
-            _completion(row, number, journal.known[name, number])
-            for row, name in zip(rows, names, strict=True)
-            if row["prompt_id"] not in failed
-            for number in range(settings.num_generations)
+            _completion(rows[place[0]], place[1], sample, turns[place])
+            for place in sorted(turns)
+            if (sample := said(place)) is not None
         ]
-    _write(out, written, info, door, settings, [(i, failed[i]) for row in rows if (i := row["prompt_id"]) in failed])
-    seconds, known = time.monotonic() - started, len(rows) * settings.num_generations - missing
+    lost = [(i, failed[i]) for row in rows if (i := row["prompt_id"]) in failed]
+    lacking = [
+        (name, number, reason)
+        for (row, number), reason in sorted(unasked)
+        if (name := rows[row]["prompt_id"]) not in failed
+    ]
+    _write(out, written, info, door, settings, lost, lacking)
+    seconds, known = time.monotonic() - started, len(turns) - missing
     return (
         f"batch {prompts.stem}: {len(rows)} prompts, {len(written)} samples, "
         + (f"{known} of them known, " if known else "")
         + (f"{len(failed)} prompts without an answer, " if failed else "")
-        + f"{progress.tokens} tokens in {seconds:.1f} s ({progress.tokens / max(seconds, 1e-9):.0f} tokens/s)"
+        + (f"{len(lacking)} turns with nothing to follow, " if lacking else "")
+        + f"{bar.tokens} tokens in {seconds:.1f} s ({bar.tokens / max(seconds, 1e-9):.0f} tokens/s)"
     )
 
 
@@ -119,28 +142,31 @@ def _key(info: ModelInfo, door: Door, settings: Generation) -> dict[str, Any]:
     return {"teacher": info.digest, "tokenizer": info.tokenizer_hash, "by": by, "seed": settings.seed, **decides}
 
 
-def _missing(rows: list[dict], names: list[str], journal: Journal, settings: Generation, most: int) -> Iterator[Ask]:
-    """What is to be asked: runs of up to `most` samples that the journal lacks, each prompt once."""
+def _missing(
+    rows: list[dict], places: list[Place], turns: dict[Place, Turn], journal: Journal, settings: Generation, door: Door
+) -> Iterator[Ask]:
+    """What is to be asked: samples that the journal lacks, each once; a server of ours takes equal prompts together."""
     seen = set()
-    for index, (row, name) in enumerate(zip(rows, names, strict=True)):
-        if name in seen:
+    coming: Ask | None = None
+    for row, number in places:
+        turn = turns.get((row, number))
+        if turn is None or (turn.name, number) in journal.known or (turn.name, number) in seen:
             continue
-        seen.add(name)
-        prompt = row["prompt_token_ids"]
-        seed, room = request_seed(settings.seed, row["prompt_id"]), settings.max_target_length - len(prompt)
-        first = 0
-        while first < settings.num_generations:
-            count = 0
-            while count < min(most, settings.num_generations - first) and (name, first + count) not in journal.known:
-                count += 1
-            if count:
-                yield Ask(index, prompt, seed, first, count, room)
-            first += count or 1
+        seen.add((turn.name, number))
+        goes_on = coming and (coming.row, coming.first + coming.count) == (row, number) and coming.prompt == turn.ids
+        if coming and goes_on and door.own:
+            coming = replace(coming, count=coming.count + 1)
+            continue
+        if coming:
+            yield coming
+        seed, room = request_seed(settings.seed, rows[row]["prompt_id"]), settings.max_target_length - len(turn.ids)
+        coming = Ask(row, turn.ids, seed, number, 1, room)
+    if coming:
+        yield coming
 
 
-def _concurrency(settings: Generation, door: Door) -> int:
-    """Requests in flight: all slots filled, and half as many prompts waiting that are there when one is free."""
-    samples = settings.num_generations if door.own else 1
+def _concurrency(settings: Generation, samples: int) -> int:
+    """Requests in flight, of so many samples each: all slots filled, and half as many waiting for a free one."""
     return max(2, -(-3 * settings.slots // (2 * samples)))
 
 
@@ -154,8 +180,9 @@ def _judge(failed: dict[str, str], settings: Generation) -> None:
 
 
 def _write(
-    out: Path, written: list[dict], info: ModelInfo, door: Door, settings: Generation, failed: list[tuple[str, str]]
-) -> None:
+    out: Path, written: list[dict], info: ModelInfo, door: Door, settings: Generation,
+    failed: list[tuple[str, str]], unasked: list[tuple[str, int, str]],
+) -> None:  # fmt: skip
     from distill.data.schema import CompletionsMetadata, write_completions  # Arrow loads while nobody waits for it
     from distill.data.topk import Told
 
@@ -166,21 +193,22 @@ def _write(
         seed=settings.seed,
         foreign=None if door.own else door.model,
         failed=failed,
+        unasked=unasked,
         logits=Told(**settings.told, vocabulary=info.real_vocab) if any(settings.told.values()) else None,
     )
     write_completions(out, written, metadata)
 
 
-def _completion(row: dict, number: int, sample: Sample) -> dict:
+def _completion(row: dict, number: int, sample: Sample, turn: Turn) -> dict:
     """A row of the completions' schema; the text leaves out the id that ended it."""
     completion = [{"role": "assistant", "content": sample.text}]
     return {
         "prompt_id": row["prompt_id"],
         "sample": number,
-        "prompt": row["messages"],
+        "prompt": turn.messages,
         "completion": completion,
-        "messages": row["messages"] + completion,
-        "prompt_token_ids": row["prompt_token_ids"],
+        "messages": turn.messages + completion,
+        "prompt_token_ids": turn.ids,
         "completion_token_ids": sample.token_ids,
         "logprobs": sample.logprobs,
         "finish_reason": sample.finish_reason,
@@ -192,9 +220,12 @@ def _completion(row: dict, number: int, sample: Sample) -> dict:
 class _Progress:
     """Samples and tokens per second, and the time left, on stderr."""
 
-    def __init__(self, total: int, name: str):
-        self.bar = tqdm(total=total, desc=f"batch {name}", unit="sample", mininterval=1.0, file=sys.stderr)
+    def __init__(self, name: str):
+        self.bar = tqdm(total=0, desc=f"batch {name}", unit="sample", mininterval=1.0, file=sys.stderr)
         self.tokens, self.started = 0, time.monotonic()
+
+    def expect(self, total: int) -> None:
+        self.bar.total = total
 
     def add(self, sample: Sample) -> None:
         self.tokens += len(sample.token_ids or ())

@@ -39,6 +39,8 @@ def count(recipe: Recipe, index: Path) -> Counts:
         batches, prompts = len(known), sum(batch["kept"] for batch in known.values())
     else:
         batches, prompts = (None, None) if asked == "all" else (asked, asked * size)
+        if recipe.prompts.turns == "each_own":  # a batch has so many conversations, of who knows how many turns
+            prompts = None
     samples = None if prompts is None else prompts * generation.num_generations
     prompt = min(recipe.plan.prompt_tokens or generation.max_prefill_length, generation.max_prefill_length)
     room = generation.max_target_length - prompt

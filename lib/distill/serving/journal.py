@@ -36,21 +36,24 @@ def entry_name(prompt_id: str, prompt_token_ids: list[int]) -> str:
 
 
 class Journal:
-    """The journal of one batch, open for appending; what other batches know is looked up once, at the start."""
+    """The journal of one batch, open for appending; what other batches know is looked up when it is asked for."""
 
-    def __init__(self, work: Path, key: dict[str, Any], batch: str, names: Iterable[str]):
+    def __init__(self, work: Path, key: dict[str, Any], batch: str):
         self.file = work / digest(key)[:16] / f"{batch}.jsonl"
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        wanted = set(names)
         self.known: dict[tuple[str, int], Sample] = {}
-        for file in sorted(self.file.parent.glob("*.jsonl")):
-            listed = _listed(file) if file != self.file else None
-            if listed is None or not wanted.isdisjoint(listed):
-                self.known |= {entry: sample for entry, sample in _read(file) if entry[0] in wanted}
         self._out = os.open(self.file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         size = os.fstat(self._out).st_size
         if size and os.pread(self._out, 1, size - 1) != b"\n":
             os.write(self._out, b"\n")  # a line that a kill tore stays alone
+
+    def look_up(self, names: Iterable[str]) -> None:
+        """Let `known` have what any batch's journal tells of these prompts."""
+        wanted = set(names)
+        for file in sorted(self.file.parent.glob("*.jsonl")):
+            listed = _listed(file) if file != self.file else None
+            if listed is None or not wanted.isdisjoint(listed):
+                self.known |= {entry: sample for entry, sample in _read(file) if entry[0] in wanted}
 
     def add(self, name: str, number: int, sample: Sample) -> None:
         """Keep a finished sample: one write of one line."""

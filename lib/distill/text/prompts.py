@@ -3,12 +3,16 @@
 Batch i is rows [i·B, (i+1)·B) of the source, so a longer dataset or a larger `num_batches` leaves the batches
 that were there as they were. A shuffle permutes inside blocks of `shuffle_block` batches; a block that the
 dataset fills never changes again. Whatever leaves a row out is decided by that row and those before it.
+
+With turns `each_own` a row of the source is a whole conversation, so that all its turns are in one batch, each a
+prompt of its own. A turn that has earlier ones names the one before it in `follows`, and has no token ids yet: its
+history is written when the teacher has answered that one.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +21,11 @@ from distill.config import Prompts
 from distill.errors import DistillError
 from distill.files import digest, write_jsonl
 from distill.text.chat import prompts_tokens
-from distill.text.selection import Selection, mixed, with_system
+from distill.text.selection import Selected, Selection, mixed, with_system
 from distill.text.sources import Conversation, nothing_in, open_source
 from distill.text.tokenizer import Tokenizer
 
 Row = dict[str, Any]
-Entry = tuple[Conversation | None, str | None]
-"""What a row asks, None where it is malformed, and the reason to leave it out, None where it stays."""
 
 
 def index_prompts(
@@ -45,11 +47,11 @@ def index_prompts(
         write_jsonl(work / f"{name}.jsonl", rows)
         batches[name] = {
             "hash": digest(rows),
-            "read": len(entries),
+            "read": sum(entry.read for entry in entries),
             "kept": len(rows),
             "dropped": dict(sorted(dropped.items())),
         }
-        read += len(entries)
+        read += batches[name]["read"]
     _refuse(prompts, batches, read)
     for stale in set(work.glob("*.jsonl")) - {work / f"{name}.jsonl" for name in batches}:
         stale.unlink()
@@ -91,8 +93,8 @@ def _open(prompts: Prompts) -> tuple[dict[str, Any], Iterator[Conversation | Non
     return origin, (with_system(row, prompts.system) for row in conversations)
 
 
-def _batches(prompts: Prompts, conversations: Iterator[Conversation | None]) -> Iterator[list[Entry]]:
-    """Each batch's rows, with the reason to leave a row out where there is one."""
+def _batches(prompts: Prompts, conversations: Iterator[Conversation | None]) -> Iterator[list[Selected]]:
+    """What stays of each batch's rows."""
     size, block = prompts.batch_size, prompts.batch_size
     if prompts.shuffle_seed is not None:
         block *= prompts.shuffle_block
@@ -100,7 +102,7 @@ def _batches(prompts: Prompts, conversations: Iterator[Conversation | None]) -> 
     selection = Selection(prompts)
     first = 0
     while (left is None or left > 0) and (rows := list(islice(conversations, block))):
-        entries = [(row, selection(row)) for row in rows]
+        entries = [selection(row) for row in rows]
         if prompts.shuffle_seed is not None:
             entries = [entries[i] for i in shuffled(len(entries), prompts.shuffle_seed, first)]
         slices = [entries[i : i + size] for i in range(0, len(entries), size)]
@@ -119,31 +121,35 @@ def shuffled(count: int, seed: int, first: int) -> list[int]:
 
 
 def _rows(
-    entries: list[Entry], tokenizer: Tokenizer, template: str, limit: Limit, shortest: int
+    entries: list[Selected], tokenizer: Tokenizer, template: str, limit: Limit, shortest: int
 ) -> tuple[list[Row], Counter[str]]:
     """The rows of one batch that are kept, and how many are not for which reason."""
-    dropped = Counter(reason for _, reason in entries if reason is not None)
-    asked = [conversation for conversation, reason in entries if reason is None]
-    ids = prompts_tokens(tokenizer, [conversation.messages for conversation in asked], template)
-    rows = []
-    for conversation, tokens in zip(asked, ids, strict=True):
-        name = conversation.id
+    dropped = sum((Counter(entry.dropped) for entry in entries), Counter())
+    asked = [entry.turns for entry in entries if entry.turns]
+    ids = prompts_tokens(tokenizer, [turns[0].messages for turns in asked], template)
+    rows: list[Row] = []
+    for turns, tokens in zip(asked, ids, strict=True):
+        name = turns[0].id
         if limit.exceeded(name, len(tokens)):
-            dropped["overlong"] += 1
+            dropped["overlong"] += len(turns)
             continue
         if len(tokens) < shortest:
-            dropped["short"] += 1
+            dropped["short"] += len(turns)
             continue
-        rows.append(
-            {
-                "prompt_id": name,
-                "messages": conversation.messages,
-                "prompt_token_ids": tokens,
-                "reference": conversation.reference,
-                "original": conversation.original,
-            }
-        )
+        rows.append(_row(turns[0], tokens))
+        for before, turn in pairwise(turns):
+            rows.append(_row(turn, None) | {"follows": before.id})
     return rows, dropped
+
+
+def _row(turn: Conversation, tokens: list[int] | None) -> Row:
+    return {
+        "prompt_id": turn.id,
+        "messages": turn.messages,
+        "prompt_token_ids": tokens,
+        "reference": turn.reference,
+        "original": turn.original,
+    }
 
 
 def _refuse(prompts: Prompts, batches: dict[str, dict[str, Any]], read: int) -> None:

@@ -1,11 +1,14 @@
 """Which rows become prompts: what is asked of each, and the one reason for which a row is left out.
 
-A row's reason depends on that row and those before it, never on a shuffle or on the batches.
+A row's reason depends on that row and those before it, never on a shuffle or on the batches. Of turns that are
+answered one after the other, the first that is left out takes the later ones with it.
 """
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from distill.config import Prompts
@@ -39,7 +42,8 @@ def with_system(row: Conversation | None, system: str | None) -> Conversation | 
     """The prompt under a system message of ours; one that it has stays."""
     if row is None or system is None or row.messages[0]["role"] == "system":
         return row
-    return Conversation([{"role": "system", "content": system}, *row.messages], row.original, row.reference)
+    earlier = tuple(with_system(turn, system) for turn in row.earlier)
+    return replace(row, messages=[{"role": "system", "content": system}, *row.messages], earlier=earlier)
 
 
 def normalized(text: str) -> str:
@@ -47,11 +51,25 @@ def normalized(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+@dataclass(frozen=True)
+class Selected:
+    """What stays of a row (one turn, several that are answered one after the other, or none) and what does not."""
+
+    turns: tuple[Conversation, ...]
+    dropped: Mapping[str, int]
+
+    @property
+    def read(self) -> int:
+        """The prompts that the row has."""
+        return len(self.turns) + sum(self.dropped.values())
+
+
 class Selection:
-    """Says of one row after the other why it is left out, None if it is not."""
+    """Says of one row after the other what stays of it, and why the rest is left out."""
 
     def __init__(self, prompts: Prompts):
-        self.reasons: list[Callable[[Conversation], str | None]] = []
+        self.reasons: list[Callable[[Conversation], str | None]] = []  # of a turn
+        self.whole: list[Callable[[Conversation], str | None]] = []  # of all turns that are left, by the last one
         if prompts.exclude:
             self.reasons.append(Contamination(prompts))
         if filters := prompts.filters:
@@ -70,16 +88,28 @@ class Selection:
                 known = frozenset(filters.languages)
                 self.reasons.append(lambda row: None if is_in(_asked(row), known) else "language")
         if prompts.sample is not None:
-            self.reasons.append(Sampled(prompts.sample, prompts.sample_seed))
+            self.whole.append(Sampled(prompts.sample, prompts.sample_seed))
         if prompts.duplicates != "keep":
-            self.reasons.append(Seen(exact=prompts.duplicates == "drop"))
+            self.whole.append(Seen(exact=prompts.duplicates == "drop"))
         if prompts.duplicates == "similar":
-            self.reasons.append(Similar(prompts.similarity))
+            self.whole.append(Similar(prompts.similarity))
 
-    def __call__(self, row: Conversation | None) -> str | None:
+    def __call__(self, row: Conversation | None) -> Selected:
         if row is None:
-            return "malformed"
-        return next((reason for judge in self.reasons if (reason := judge(row))), None)
+            return Selected((), {"malformed": 1})
+        turns, dropped = row.turns, {}
+        for i, turn in enumerate(turns):
+            if reason := _first(self.reasons, turn):
+                turns, dropped = turns[:i], {reason: len(turns) - i}
+                break
+        if turns and (reason := _first(self.whole, turns[-1])):
+            turns, dropped = (), Counter(dropped) + Counter({reason: len(turns)})
+        return Selected(turns, dropped)
+
+
+def _first(judges: Iterable[Callable[[Conversation], str | None]], row: Conversation) -> str | None:
+    """The first one's reason to leave `row` out."""
+    return next((reason for judge in judges if (reason := judge(row))), None)
 
 
 class Contamination:

@@ -1,9 +1,9 @@
 """Conversations from a dataset: which columns hold them, and what of a row is asked."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, Literal
 
 from distill.config import Source
@@ -11,22 +11,31 @@ from distill.errors import DistillError
 from distill.text.chat import prompt_id
 from distill.text.readers import open_dataset
 
-Turns = Literal["last", "first", "each"]
+Turns = Literal["last", "first", "each", "each_own"]
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A prompt that ends with the user turn to answer; what the dataset itself answers; what is right."""
+    """A prompt that ends with the user turn to answer; what the dataset itself answers; what is right.
+
+    earlier: turns of the same conversation that are answered first, each the next one's history.
+    """
 
     messages: list[dict[str, str]]
     original: str | None
     reference: str | None
 
+    earlier: "tuple[Conversation, ...]" = ()
     @cached_property
     def id(self) -> str:
         """`prompt_id` of its messages."""
         return prompt_id(self.messages)
 
+
+    @property
+    def turns(self) -> "tuple[Conversation, ...]":
+        """All that is asked of the conversation, in order; itself last."""
+        return (*self.earlier, self)
 
 @dataclass(frozen=True)
 class Columns:
@@ -133,6 +142,9 @@ def asked(row: dict[str, Any], columns: Columns, turns: Turns) -> list[Conversat
     user a, assistant b, user c, assistant d, each → messages a, original b; messages a b c, original d. The
     reference column is of the last turn; the others' reference is what the dataset answers.
     """
+
+    each_own: the same turns as one conversation, the last one with the others as its `earlier`. A malformed turn
+    ends it.
     if columns.messages is not None:
         listed, answer = row.get(columns.messages), None
     else:
@@ -158,7 +170,11 @@ def asked(row: dict[str, Any], columns: Columns, turns: Turns) -> list[Conversat
         reference = _text(row.get(columns.reference)) if columns.reference and is_last else original
         blank = not messages[i]["content"].strip()
         found.append(None if blank else Conversation(messages[: i + 1], original, reference))
-    return found
+    if turns != "each_own":
+        return found
+    whole = list(takewhile(lambda turn: turn is not None, found))
+    broken = [None] * (len(found) - len(whole))
+    return [replace(whole[-1], earlier=tuple(whole[:-1])), *broken] if whole else broken
 
 
 def _messages(turns: Any) -> list[dict[str, str]] | None:
