@@ -17,7 +17,7 @@ from distill import closure
 from distill.config import load_recipe
 from distill.errors import DistillError
 from distill.files import digest, file_digest, read_json
-from distill.inputs import config_file, dataset_files, is_params, model_files, tokenizer_files
+from distill.inputs import config_file, dataset_files, is_params, model_files, template_files, tokenizer_files
 from distill.inputs import prompt_files as prompt_sources
 
 PYTHON = sys.executable
@@ -42,6 +42,7 @@ def read_recipe_or_exit():
         for name, model in recipe.models.items():
             files[name] = model_files(model, name)
             tokenizer_files(model, name)
+            template_files(model, name)
         return recipe, files
     except DistillError as error:
         sys.exit(f"error: {error}")
@@ -238,6 +239,7 @@ def tokenizer_of(wildcards):
 def source_files(wildcards):
     """What an import reads: the files of a local folder one by one, a download as a whole."""
     files = FILES[MODELS[wildcards.model]] or [source_of(wildcards)]
+    files = [*files, *template_files(model_of(wildcards), MODELS[wildcards.model])]
     return [*files, tokenizer_of(wildcards)] if model_of(wildcards).tokenizer else files
 
 

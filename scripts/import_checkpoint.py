@@ -8,6 +8,7 @@ from distill.checkpoints.convert import import_checkpoint
 from distill.config import Model
 from distill.errors import explained
 from distill.files import read_json, write_json
+from distill.text.template import read_template
 
 PATH = click.Path(path_type=Path)
 
@@ -29,6 +30,7 @@ def main(source: Path, tokenizer: Path, model: str, out: Path, record: Path | No
             origin=wanted.source,
             revision=read_json(snapshot)["revision"] if snapshot.exists() else wanted.revision,
             tokenizer=tokenizer if tokenizer != source else None,
+            chat_template=wanted.chat_template and read_template(wanted.chat_template, "chat_template"),
         )
         if record is not None:
             write_json(record, info.record())

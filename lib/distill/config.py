@@ -77,6 +77,7 @@ class Model(Settings):
     dtype: Dtype = "float32"
     tokenizer: str | None = Field(None, description="Hub id or folder, where the tokenizer lives elsewhere")
     tokenizer_revision: str | None = None
+    chat_template: str | None = Field(None, description="Jinja text, or a file of it, in place of the tokenizer's own")
 
     @model_validator(mode="before")
     @classmethod
@@ -84,7 +85,7 @@ class Model(Settings):
         if not isinstance(values, dict) or not values.get("derive"):
             return values
         words = Derive.model_validate(values["derive"]).in_words
-        others = ("source", "revision", "tokenizer", "tokenizer_revision")
+        others = ("source", "revision", "tokenizer", "tokenizer_revision", "chat_template")
         if odd := [name for name in others if values.get(name) not in (None, words)]:
             raise ValueError(f"a model with derive has no {odd[0]}: all it is comes from the other one")
         return values | {"source": words}
@@ -101,7 +102,13 @@ class Model(Settings):
     @property
     def id8(self) -> str:
         """Eight hex digits of what determines the imported checkpoint."""
-        return digest(self.model_dump(exclude={"derive"} if self.derive is None else None))[:8]
+        return digest(self.decides)[:8]
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """The settings; one that came later and is left out changes no name."""
+        left_out = {name for name in ("derive", "chat_template") if getattr(self, name) is None}
+        return self.model_dump(mode="json", exclude=left_out)
 
 
 class Source(Settings):
@@ -853,7 +860,7 @@ class Recipe(Settings):
         settings = self.models[model]
         if settings.derive is None:
             return settings.id8
-        made_of = [settings.model_dump(mode="json"), self.id8(settings.derive.parent)]
+        made_of = [settings.decides, self.id8(settings.derive.parent)]
         return digest([*made_of, self.prompts.model_dump(mode="json")] if settings.derive.narrows else made_of)[:8]
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from distill.config import Model, Prompts, Source
 from distill.errors import DistillError
+from distill.text.template import is_template, read_template
 
 MODEL = (".safetensors", ".json", ".jinja", ".model", ".txt")  # the weights, and all that goes with them
 
@@ -25,6 +26,16 @@ def model_files(model: Model, name: str) -> list[Path]:
     if not (folder / "config.json").is_file():
         raise DistillError(f"models.{name}.source: {model.source} has no config.json: it is no checkpoint")
     return sorted(file for file in folder.iterdir() if file.suffix in MODEL and file.is_file())
+
+
+def template_files(model: Model, name: str) -> list[Path]:
+    """The file of a model's `chat_template`, where it is one. What is no template is a `DistillError`."""
+    if model.chat_template is None:
+        return []
+    if model.local and is_params(model.local):
+        raise DistillError(f"models.{name}.chat_template: {model.source} is a params folder, which has its own")
+    read_template(model.chat_template, f"models.{name}.chat_template")
+    return [] if is_template(model.chat_template) else [Path(model.chat_template).expanduser()]
 
 
 def config_file(model: Model, folders: list[Path]) -> Path | None:

@@ -242,6 +242,18 @@ def test_tokenizer_template_and_generation_config_come_along(tmp_path: Path) -> 
     assert info.parameters == sum(value.size for value in tensors(folder).values())
 
 
+def test_a_template_that_the_recipe_gives_is_the_model_s_from_then_on(tmp_path: Path) -> None:
+    folder, mine = tiny_llama(tmp_path / "hf"), "{% for m in messages %}{{ m.content }}{% endfor %}"
+    before = read_info(imported(folder, tmp_path / "before"))
+    how = {"dtype": "float32", "origin": "x"}
+    info = import_checkpoint(folder, tmp_path / "params", **how, chat_template=mine)
+    assert (info.digest, info.tokenizer_hash == before.tokenizer_hash) == (before.digest, False)
+    export_checkpoint(tmp_path / "params", tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == mine
+    with pytest.raises(DistillError, match="x: the chat template leaves out what a user says"):
+        import_checkpoint(folder, tmp_path / "bad", **how, chat_template="{{ messages | length }}")
+
+
 def test_a_tokenizer_from_elsewhere_wins(tmp_path: Path) -> None:
     folder, other = tiny_llama(tmp_path / "hf"), tiny_llama(tmp_path / "other")
     words = read_json(other / "tokenizer.json")

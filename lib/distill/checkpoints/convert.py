@@ -28,8 +28,11 @@ from distill.models import decoder
 from distill.models.config import ModelConfig
 from distill.models.families import config_from_hf, config_to_hf, left_out, weight_rows
 from distill.models.table import Weight, weights
+from distill.text.chat import render
+from distill.text.template import give_template
 from distill.text.tokenizer import load_tokenizer
 
+QUESTION = [{"role": "user", "content": "a question"}]
 T = TypeVar("T")
 
 
@@ -41,16 +44,21 @@ def import_checkpoint(
     origin: str,
     revision: str | None = None,
     tokenizer: Path | None = None,
+    chat_template: str | None = None,
 ) -> ModelInfo:
     """Import the Hugging Face folder `source` as a params folder at `out`.
 
     dtype: what the weights are stored as. origin, revision: recorded as where the model came from.
-    tokenizer: the folder of the tokenizer, where it is not `source`.
+    tokenizer: the folder of the tokenizer, where it is not `source`. chat_template: Jinja text in place of its own.
     """
     hf, config, found, table = _checked(source, origin)
     with replacing(out) as tmp:
         copy_tokenizer([source] if tokenizer is None else [tokenizer, source], tmp / "tokenizer")
+        if chat_template is not None:
+            give_template(tmp / "tokenizer", chat_template)
         words = load_tokenizer(tmp / "tokenizer")
+        if chat_template is not None and "a question" not in render(words, QUESTION, ask=True):
+            raise DistillError(f"{origin}: the chat template leaves out what a user says: check it, or take another")
         if words.real_vocab > config.vocab_size:
             raise DistillError(
                 f"{origin}: the tokenizer knows {words.real_vocab} ids, the embedding has "
