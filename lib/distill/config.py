@@ -310,11 +310,14 @@ class Generation(Settings):
 class Verifier(Settings):
     """Keeps a completion only when it is right, judged by `prompts.reference`.
 
-    exact_match: the same text; numeric: the same last number; code: its Python passes the reference's assertions.
+    task: str | None = Field(None, description="of reasoning_gym; the entry's own when left out")
+    min_score: float = Field(1.0, gt=0, le=1, description="of reasoning_gym, where 1 is right")
+    exact_match: the same text; numeric: the same last number; code: its Python passes the reference's assertions;
+    reasoning_gym: the scorer of the task that the reference is an entry of.
     """
 
-    name: Literal["exact_match", "numeric", "code"] = "exact_match"
-    seconds: float = Field(5.0, gt=0, description="that code may take")
+    name: Literal["exact_match", "numeric", "code", "reasoning_gym"] = "exact_match"
+    seconds: float = Field(5.0, gt=0, description="that code, or a scorer, may take")
     megabytes: int = Field(512, gt=0, description="of memory that code may have")
 
 

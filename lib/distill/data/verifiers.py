@@ -1,4 +1,4 @@
-"""Answers that can be checked: against a reference, as a number, or by running them."""
+"""Answers that can be checked: against a reference, as a number, by a task's scorer, or by running them."""
 
 import re
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from distill.config import Verifier
+from distill.data.reasoning import ReasoningGym
 from distill.data.sandbox import Limits, run_python
 from distill.text.answers import last_number, same_answer
 
@@ -49,5 +50,6 @@ def verifier(settings: Verifier) -> Callable[[Any], str | None]:
         "exact_match": lambda: exact_match,
         "numeric": lambda: numeric,
         "code": partial(Code, Limits(settings.seconds, settings.megabytes)),
+        "reasoning_gym": partial(ReasoningGym, settings.task, settings.min_score, settings.seconds),
     }
     return known[settings.name]()

@@ -1,5 +1,6 @@
 """Conversations from a dataset: which columns hold them, and what of a row is asked."""
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -167,7 +168,7 @@ def asked(row: dict[str, Any], columns: Columns, turns: Turns) -> list[Conversat
         if text is None and len(after) == 1 and after[0]["role"] == "assistant":
             text = after[0]["content"]
         original = _text(text)
-        reference = _text(row.get(columns.reference)) if columns.reference and is_last else original
+        reference = _reference(row.get(columns.reference)) if columns.reference and is_last else original
         blank = not messages[i]["content"].strip()
         found.append(None if blank else Conversation(messages[: i + 1], original, reference))
     if turns != "each_own":
@@ -185,6 +186,11 @@ def _messages(turns: Any) -> list[dict[str, str]] | None:
                for t in turns):  # fmt: skip
         return None
     return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+
+
+def _reference(value: Any) -> str | None:
+    """An object as JSON, as an entry of a task is one; all else as `_text` has it."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else _text(value)
 
 
 def _text(value: Any) -> str | None:
