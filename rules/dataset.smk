@@ -19,6 +19,7 @@ rule build_dataset:
         teacher=settings(RECIPE.models[RECIPE.teacher]),
         teacher_params=params_of(RECIPE.teacher),
         teacher_source=source_folder(RECIPE.teacher),
+        work=f"{RUN}/work/judgements",
         counts=counts,
         code=code("build_dataset"),
     log:
@@ -40,5 +41,6 @@ rule build_dataset:
         " --teacher {params.teacher:q}"
         " --teacher-params {params.teacher_params:q}"
         " --teacher-source {params.teacher_source:q}"
+        " --work {params.work:q}"
         " --out {output:q}"
         " 2>&1 | tee -i {log:q} >&2"

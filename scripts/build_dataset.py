@@ -22,6 +22,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--teacher", required=True, help="the teacher's settings, JSON, for the card")
 @click.option("--teacher-params", type=PATH, required=True, help="params folder; other teachers' files are refused")
 @click.option("--teacher-source", type=PATH, required=True, help="the folder it was imported from, for its license")
+@click.option("--work", type=PATH, help="folder of what a judge said")
 @click.option("--out", type=PATH, required=True, help="dataset folder to make")
 def main(
     completions: Path,
@@ -32,6 +33,7 @@ def main(
     teacher: str,
     teacher_params: Path,
     teacher_source: Path,
+    work: Path | None,
     out: Path,
 ) -> None:
     with explained():
@@ -39,7 +41,7 @@ def main(
         facts = CardFacts(run, model.source, model.revision, wanted.license, license_of(teacher_source))
         known = read_json(index)
         files = [completions / f"{batch}.parquet" for batch in known["batches"]]
-        ledger = assemble(files, known, wanted, num_generations, facts, out, digest_of(teacher_params))
+        ledger = assemble(files, known, wanted, num_generations, facts, out, digest_of(teacher_params), work)
         click.echo(ledger.summary())
 
 

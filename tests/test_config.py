@@ -28,6 +28,9 @@ def changed(path: str, value: object) -> dict:
     return recipe
 
 
+JUDGE = {"endpoint": "http://localhost:1", "model": "m", "prompt": "{{ completion }}"}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
@@ -96,6 +99,14 @@ def changed(path: str, value: object) -> dict:
         ("publish", {"remove_local": True}, "remove_local: no target has the dataset"),
         ("publish.targets", {"a/b": {"to": "gs://b"}}, "publish target 'a/b': a name has letters"),
         ("dataset.verifier", {"name": "exact_match"}, "dataset.verifier needs prompts.reference"),
+        ("dataset.best", {"by": "judge"}, "best.by: judge needs `judge`: its endpoint, model and prompt"),
+        ("dataset.judge", JUDGE, "judge: nothing depends on it: set best.by to judge, or judge.min_score"),
+        ("dataset.judge", JUDGE | {"prompt": "{{ answer }}"}, "answer is unknown: there is messages, completion and"),
+        ("dataset.judge", JUDGE | {"prompt": "{{ messages }}"}, "it never writes the completion"),
+        ("dataset.judge", JUDGE | {"prompt": "{% if"}, "line 1 is no Jinja"),
+        ("dataset.judge", JUDGE | {"score": "[0-9]+"}, "'[0-9]+' must have one group, the number"),
+        ("dataset.judge", JUDGE | {"bounds": [5, 5]}, "bounds: 5 is not below 5"),
+        ("dataset.judge", JUDGE | {"endpoint": "http://a:b@c"}, "the key goes into DISTILL_JUDGE_API_KEY"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named_with_its_remedy(path: str, value: object, said: str) -> None:

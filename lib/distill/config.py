@@ -274,14 +274,7 @@ class Generation(Settings):
     @field_validator("endpoint")
     @classmethod
     def _url(cls, endpoint: str | None) -> str | None:
-        if endpoint is None:
-            return None
-        parts = urlsplit(endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{endpoint!r} is no URL: http://host:port")
-        if parts.username or parts.password or parts.query:
-            raise ValueError("the key goes into DISTILL_API_KEY, not into the URL: a recipe is for others to read")
-        return endpoint.rstrip("/").removesuffix("/v1")
+        return None if endpoint is None else server_url(endpoint, "DISTILL_API_KEY")
 
     @property
     def decides(self) -> dict[str, Any]:
@@ -310,8 +303,6 @@ class Generation(Settings):
 class Verifier(Settings):
     """Keeps a completion only when it is right, judged by `prompts.reference`.
 
-    task: str | None = Field(None, description="of reasoning_gym; the entry's own when left out")
-    min_score: float = Field(1.0, gt=0, le=1, description="of reasoning_gym, where 1 is right")
     exact_match: the same text; numeric: the same last number; code: its Python passes the reference's assertions;
     reasoning_gym: the scorer of the task that the reference is an entry of.
     """
@@ -319,6 +310,8 @@ class Verifier(Settings):
     name: Literal["exact_match", "numeric", "code", "reasoning_gym"] = "exact_match"
     seconds: float = Field(5.0, gt=0, description="that code, or a scorer, may take")
     megabytes: int = Field(512, gt=0, description="of memory that code may have")
+    task: str | None = Field(None, description="of reasoning_gym; the entry's own when left out")
+    min_score: float = Field(1.0, gt=0, le=1, description="of reasoning_gym, where 1 is right")
 
 
 class Quality(Settings):
@@ -343,7 +336,50 @@ class Best(Settings):
     """Of the samples of a prompt that all filters let through, the best are kept."""
 
     keep: int = Field(1, gt=0)
-    by: Literal["logprob", "shortest", "first"] = "logprob"
+    by: Literal["logprob", "shortest", "first", "judge"] = "logprob"
+
+
+class Judge(Settings):
+    """A model at an OpenAI-compatible endpoint that scores answers. Its key is DISTILL_JUDGE_API_KEY."""
+
+    endpoint: str = Field(description="URL of the server")
+    model: str = Field(description="what the server calls it")
+    prompt: str = Field(description="Jinja text with messages, completion and reference, which asks for a score")
+    score: str = Field(r"Score: *(\d+(?:\.\d+)?)", description="expression that the last line is, the score its group")
+    bounds: tuple[float, float] = Field((1.0, 10.0), description="the lowest and the highest score")
+    min_score: float | None = Field(None, description="answers below it are left out")
+    temperature: float = Field(0.0, ge=0)
+    max_tokens: int = Field(1024, gt=0, description="of a judgement")
+    attempts: int = Field(3, gt=0, description="judgements that may lack a score before the answer is left out")
+    concurrency: int = Field(16, gt=0, description="requests in flight")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _url(cls, endpoint: str) -> str:
+        return server_url(endpoint, "DISTILL_JUDGE_API_KEY")
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_the_answer(cls, prompt: str) -> str:
+        from jinja2 import Environment, TemplateSyntaxError, meta  # only who has a judge waits for it
+
+        try:
+            names = meta.find_undeclared_variables(Environment().parse(prompt))
+        except TemplateSyntaxError as error:
+            raise ValueError(f"line {error.lineno} is no Jinja: {error.message}") from None
+        if odd := sorted(names - {"messages", "completion", "reference"}):
+            raise ValueError(f"{odd[0]} is unknown: there is messages, completion and reference")
+        if "completion" not in names:
+            raise ValueError("it never writes the completion, of which the judge is asked")
+        return prompt
+
+    @model_validator(mode="after")
+    def _one_number(self) -> "Judge":
+        if re.compile(regular_expression(self.score)).groups != 1:
+            raise ValueError(f"score: {self.score!r} must have one group, the number")
+        if self.bounds[0] >= self.bounds[1]:
+            raise ValueError(f"bounds: {self.bounds[0]:g} is not below {self.bounds[1]:g}")
+        return self
 
 
 class Dataset(Settings):
@@ -355,6 +391,7 @@ class Dataset(Settings):
     keep_duplicates: bool = False
     quality: Quality | None = None
     verifier: Verifier | None = None
+    judge: Judge | None = None
     best: Best | None = None
     held_out: float | None = Field(None, gt=0, lt=1, description="share of the prompts that becomes the split test")
     held_out_seed: int = 0
@@ -362,6 +399,15 @@ class Dataset(Settings):
     jsonl: bool = Field(False, description="the same rows as JSON lines too")
     shard_rows: int = Field(100_000, gt=0)
     license: str | None = Field(None, description="written on the card; unknown when left out")
+
+    @model_validator(mode="after")
+    def _judged_for_something(self) -> "Dataset":
+        by_judge = self.best is not None and self.best.by == "judge"
+        if by_judge and self.judge is None:
+            raise ValueError("best.by: judge needs `judge`: its endpoint, model and prompt")
+        if self.judge and not by_judge and self.judge.min_score is None:
+            raise ValueError("judge: nothing depends on it: set best.by to judge, or judge.min_score")
+        return self
 
 
 class Part(Source):
@@ -829,6 +875,8 @@ class Recipe(Settings):
             raise ValueError(
                 "dataset.completions: own has one completion a prompt: generation.num_generations must be 1"
             )
+        if self.dataset.completions == "own" and self.prompts.turns == "each_own":
+            raise ValueError("dataset.completions: own has nobody to write a history: prompts.turns must be each")
         whats = ["dataset", *self.stages]
         for name, target in self.publish.targets.items():
             if target.what not in whats:
@@ -885,8 +933,6 @@ class Recipe(Settings):
         told = self.generation.told[settings.kind] if self.dataset.completions == "generated" else 0
         return told >= settings.k
 
-        if self.dataset.completions == "own" and self.prompts.turns == "each_own":
-            raise ValueError("dataset.completions: own has nobody to write a history: prompts.turns must be each")
     @property
     def scored_logits(self) -> dict[str, int]:
         """Logits of each kind that a token of text is scored for, where stages need what was not captured."""
@@ -937,6 +983,16 @@ class Recipe(Settings):
     def folder(self) -> Path:
         """`{results}/{run}`"""
         return self.results / self.run
+
+
+def server_url(endpoint: str, key: str) -> str:
+    """The address of a server whose key is in the variable `key`, without `/v1`; or a ValueError."""
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{endpoint!r} is no URL: http://host:port")
+    if parts.username or parts.password or parts.query:
+        raise ValueError(f"the key goes into {key}, not into the URL: a recipe is for others to read")
+    return endpoint.rstrip("/").removesuffix("/v1")
 
 
 def regular_expression(value: str | None) -> str | None:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from distill.config import Dataset
 from distill.data.card import CardFacts, write_card
-from distill.data.filters import Filter, Sample, best, filters, judge
+from distill.data.filters import Filter, Sample, Scores, best, filters, judge, judged
 from distill.data.ledger import Account, Ledger
 from distill.data.schema import COMPLETIONS, MESSAGES, CompletionsMetadata, read_completions
 from distill.data.shards import Shards
@@ -41,6 +41,14 @@ PROVENANCE = pa.schema(
 """Where a row comes from: its batch's file, how the answer ended, the right answer where there is one, the mean of
 its tokens' logprobs and their number (null where a foreign server did not tell), the digest of the teacher's weights
 (or the name of the foreign model) and the seed."""
+JUDGED = pa.field("judge_score", pa.float32())  # null where the judge was not asked
+
+
+def _provenance(settings: Dataset) -> pa.Schema:
+    """The columns that a row has of it."""
+    if not settings.provenance:
+        return pa.schema([])
+    return PROVENANCE.append(JUDGED) if settings.judge else PROVENANCE
 
 
 def assemble(
@@ -51,20 +59,24 @@ def assemble(
     card: CardFacts,
     out: Path,
     teacher: str | None = None,
+    work: Path | None = None,
 ) -> Ledger:
     """Write the dataset folder `out` in one rename and return its ledger; two batches are in memory at a time.
 
     `completions` are the files of all batches that `index` (index.json) lists, named {batch}.parquet. `teacher` is
-    the digest that they must have; None takes any, as long as it is one.
+    the digest that they must have; None takes any, as long as it is one. `work` is where a judge's sayings are kept.
     """
     files = {path.stem: path for path in map(Path, completions)}
     if odd := sorted(files.keys() ^ index["batches"].keys()):
         raise DistillError(f"batches {', '.join(odd)} are in the prompt index or among the completions, not in both")
-    chosen = filters(settings)
-    schema = pa.schema([*DATASET, *PROVENANCE]) if settings.provenance else DATASET
+    scores = _judge(settings, work)
+    schema = pa.schema([*DATASET, *_provenance(settings)])
     accounts = {}
     first = None
     with replacing(out) as tmp, ExitStack() as stack:
+        chosen = filters(settings)
+        for each in chosen:
+            stack.callback(getattr(each, "close", lambda: None))
         tmp.mkdir(parents=True)
         pool = stack.enter_context(ThreadPoolExecutor(cpu_count() or 1))
         names = ["train", "test"] if settings.held_out else ["train"]
@@ -98,13 +110,25 @@ def assemble(
                 f"split {empty[0]} of the dataset is empty, dataset.held_out is {settings.held_out} of "
                 f"{ledger.samples.kept} samples: change it, or leave it out"
             )
-        columns = [*COLUMNS, *(PROVENANCE.names if settings.provenance else [])]
-        form = {"license", "shard_rows", "provenance", "jsonl", "completions"}  # all else decides which rows there are
+        columns = [*COLUMNS, *_provenance(settings).names]
+        form = dict.fromkeys(("license", "shard_rows", "provenance", "jsonl", "completions"), True)
+        form |= {"judge": {"endpoint", "concurrency"}}  # all else decides which rows there are
         chosen_by = settings.model_dump(mode="json", exclude_defaults=True, exclude=form)
         text = write_card(card, index["source"], first, ledger, counts, columns, chosen_by)
         (tmp / "README.md").write_text(text, encoding="utf-8")
         write_json(tmp / "ledger.json", ledger.encode())
     return ledger
+
+
+def _judge(settings: Dataset, work: Path | None) -> Scores | None:
+    """Who scores answers, where somebody does."""
+    if settings.judge is None:
+        return None
+    if work is None:
+        raise ValueError("a judge needs `work`")
+    from distill.data.judge import Judged  # the client's import takes long: only who has a judge pays
+
+    return Judged(settings.judge, work).scores
 
 
 def digest_of(params: Path) -> str | None:
@@ -147,6 +171,7 @@ def _kept(
     metadata: CompletionsMetadata,
     settings: Dataset,
     chosen: list[Filter],
+    scores: Scores | None,
     pool: Executor,
     splits: list[Shards],
 ) -> tuple[int, Counter[str]]:
@@ -156,10 +181,13 @@ def _kept(
     logprobs = _mean_logprobs(table) if "logprobs" in table.column_names else None
     samples = _samples(table, logprobs)
     reasons = judge(chosen, samples, pool)
+    if scores is not None:
+        samples = judged(samples, reasons, scores, settings.judge.min_score, settings.best and settings.best.keep)
     if settings.best is not None:
         best(samples, reasons, settings.best.keep, settings.best.by)
     if settings.provenance:
         table = _with_provenance(table, name, metadata, logprobs)
+        table = table.append_column("judge_score", pa.array([sample.score for sample in samples], pa.float32()))
     table = table.select(splits[0].schema.names)
     keep = np.array([reason is None for reason in reasons], bool)
     held_out = np.zeros(len(table), bool)

@@ -15,6 +15,7 @@ from distill.files import read_json
 DTYPES = {
     "prompt_id": "string", "sample": "int32", "batch": "string", "finish_reason": "string", "reference": "string",
     "mean_logprob": "float32", "completion_tokens": "int32", "teacher": "string", "seed": "int64",
+    "judge_score": "float32",
 }  # fmt: skip
 PROVENANCE = """
 The other columns say where a row comes from: the file of its batch, how the answer ended, the right answer where

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 
@@ -15,19 +15,24 @@ from distill.text.language import is_in
 
 @dataclass(frozen=True)
 class Sample:
-    """What a filter may look at; `logprob` is the mean over the answer's tokens, None where nobody told it."""
+    """What a filter may look at; `logprob` is the mean over the answer's tokens, None where nobody told it.
+
+    score: the judge's, where one was asked.
+    """
 
     prompt_id: str
     completion: str
     finish_reason: str
     reference: str | None
     logprob: float | None = None
+    prompt: Sequence[Mapping[str, str]] = ()
+    score: float | None = None
 
 
 Filter = Callable[[Sample], str | None]
-    prompt: Sequence[Mapping[str, str]] = ()
-    score: float | None = None
 """The reason to drop a sample, or None."""
+Scores = Callable[[Sequence[tuple[Sequence[Mapping[str, str]], str, str | None]]], list[float | None]]
+"""A judge's score of each (prompt, completion, reference), None where it gives none."""
 
 GRAM = 4  # words in a run that is looked for again
 REFUSALS = re.compile(
@@ -157,10 +162,33 @@ def judge(chosen: Iterable[Filter], samples: list[Sample], pool: Executor) -> li
     return reasons
 
 
+def judged(
+    samples: list[Sample], reasons: list[str | None], scores: Scores, least: float | None, keep: int | None
+) -> list[Sample]:
+    """`samples` with the scores of those that are left; the others' reasons are marked.
+
+    least: the lowest score that stays. Where nothing asks for it, and no prompt has more than `keep` samples left,
+    their judge is not asked.
+    """
+    left = [i for i, reason in enumerate(reasons) if reason is None]
+    if least is None:
+        count = Counter(samples[i].prompt_id for i in left)
+        left = [i for i in left if count[samples[i].prompt_id] > (keep or 0)]
+    asked = [(samples[i].prompt, samples[i].completion, samples[i].reference) for i in left]
+    samples = list(samples)
+    for i, score in zip(left, scores(asked), strict=True):
+        samples[i] = replace(samples[i], score=score)
+        if score is None:
+            reasons[i] = "unjudged"
+        elif least is not None and score < least:
+            reasons[i] = "low_score"
+    return samples
+
+
 def best(samples: list[Sample], reasons: list[str | None], keep: int, by: str) -> None:
     """Mark all but the `keep` best of each prompt's kept samples in `reasons` as not_best.
 
-    by: logprob (the highest mean), shortest, or first. Ties go to the earlier sample.
+    by: logprob (the highest mean), judge (the highest score), shortest, or first. Ties go to the earlier sample.
     """
     prompts: dict[str, list[int]] = {}
     for i, sample in enumerate(samples):
@@ -168,6 +196,7 @@ def best(samples: list[Sample], reasons: list[str | None], keep: int, by: str) -
             prompts.setdefault(sample.prompt_id, []).append(i)
     order = {
         "logprob": lambda i: -(samples[i].logprob if samples[i].logprob is not None else float("-inf")),
+        "judge": lambda i: -(samples[i].score if samples[i].score is not None else float("-inf")),
         "shortest": lambda i: len(samples[i].completion),
         "first": lambda i: i,
     }[by]

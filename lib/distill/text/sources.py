@@ -25,18 +25,18 @@ class Conversation:
     messages: list[dict[str, str]]
     original: str | None
     reference: str | None
-
     earlier: "tuple[Conversation, ...]" = ()
+
     @cached_property
     def id(self) -> str:
         """`prompt_id` of its messages."""
         return prompt_id(self.messages)
 
-
     @property
     def turns(self) -> "tuple[Conversation, ...]":
         """All that is asked of the conversation, in order; itself last."""
         return (*self.earlier, self)
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -142,10 +142,10 @@ def asked(row: dict[str, Any], columns: Columns, turns: Turns) -> list[Conversat
 
     user a, assistant b, user c, assistant d, each → messages a, original b; messages a b c, original d. The
     reference column is of the last turn; the others' reference is what the dataset answers.
-    """
 
     each_own: the same turns as one conversation, the last one with the others as its `earlier`. A malformed turn
     ends it.
+    """
     if columns.messages is not None:
         listed, answer = row.get(columns.messages), None
     else:
@@ -157,8 +157,8 @@ def asked(row: dict[str, Any], columns: Columns, turns: Turns) -> list[Conversat
     if not users:
         return [None]
     ends = dict(zip(users, [*users[1:], len(messages)], strict=True))
-    chosen = {"last": users[-1:], "first": users[:1], "each": users}[turns]
-    found = []
+    chosen = {"last": users[-1:], "first": users[:1]}.get(turns, users)
+    found: list[Conversation | None] = []
     for i in chosen:
         after = messages[i + 1 : ends[i]]
         is_last = i == users[-1]
