@@ -28,6 +28,8 @@ LOG_IN = {
     "s3": "log in with `aws configure`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
 }
 CLIENT = {"gs": "gcsfs", "s3": "s3fs"}
+PARTS = 10_000  # that S3 takes of one object
+PART_BYTES = {"s3": 50 << 20}  # an object of twice as many or more goes to S3 in parts; gcsfs has a size of its own
 
 
 def publish_to_bucket(files: list[File], target: Target, what: str) -> dict[str, Any]:
@@ -90,7 +92,9 @@ class _Bucket:
             if isinstance(file.content, bytes):
                 self.fs.pipe_file(at, file.content, mode="create")
             else:
-                self.fs.put_file(str(file.content), at, mode="create")
+                size = PART_BYTES.get(self.scheme)
+                parts = {"chunksize": max(size, -(-file.size // PARTS))} if size else {}
+                self.fs.put_file(str(file.content), at, mode="create", **parts)
         except FileExistsError:
             pass  # a lost reply, or another one of us: what is there is looked at next
 
