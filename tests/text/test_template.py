@@ -39,7 +39,7 @@ def test_what_is_no_template_is_refused_with_its_line(value: str, said: str) -> 
     assert said in str(error.value)
 
 
-@pytest.mark.parametrize("where", ["tokenizer_config.json", "chat_template.jinja", "chat_template.json"])
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "chat_template.jinja"])
 def test_the_given_template_is_the_only_one(tmp_path: Path, where: str) -> None:
     folder = byte_tokenizer(tmp_path / "tokenizer", None)
     values = read_json(folder / "tokenizer_config.json") if where == "tokenizer_config.json" else {}
