@@ -312,6 +312,7 @@ class Verifier(Settings):
     megabytes: int = Field(512, gt=0, description="of memory that code may have")
     task: str | None = Field(None, description="of reasoning_gym; the entry's own when left out")
     min_score: float = Field(1.0, gt=0, le=1, description="of reasoning_gym, where 1 is right")
+    python: str | None = Field(None, description="interpreter that has reasoning_gym; this one when left out")
 
 
 class Quality(Settings):

@@ -33,6 +33,9 @@ def get_score_answer_fn(name):
 ENTRY = {"question": "4 + 3 =", "answer": "7", "metadata": {"source_dataset": "chain_sum", "num_terms": 2}}
 
 
+WANTED = Verifier(name="reasoning_gym", seconds=60)
+
+
 @pytest.fixture
 def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "reasoning_gym").mkdir()
@@ -60,7 +63,7 @@ def test_the_answer_of_a_completion(completion: str, answer: str) -> None:
 
 
 def test_the_task_s_scorer_decides(standin: None) -> None:
-    judge = ReasoningGym(None, 1.0, 30.0)
+    judge = ReasoningGym(WANTED)
     try:
         cases = [sample("7"), sample("8"), sample("7", None), sample("7", "chain_sum"), sample("7", {"answer": "7"})]
         assert [judge(case) for case in cases] == [None, "wrong", "no_reference", "no_reference", "no_reference"]
@@ -73,7 +76,7 @@ def test_the_task_s_scorer_decides(standin: None) -> None:
         assert judge(sample("7")) is None
     finally:
         judge.close()
-    named = ReasoningGym("chain_sum", 0.01, 30.0)
+    named = ReasoningGym(WANTED.model_copy(update={"task": "chain_sum", "min_score": 0.01}))
     try:
         assert named(sample("8", ENTRY | {"metadata": {}})) is None, "a share of the points may be enough"
     finally:
@@ -81,7 +84,7 @@ def test_the_task_s_scorer_decides(standin: None) -> None:
 
 
 def test_a_scorer_that_does_not_end_is_ended(standin: None) -> None:
-    judge = ReasoningGym("slow", 1.0, 0.3)
+    judge = ReasoningGym(WANTED.model_copy(update={"task": "slow", "seconds": 0.3}))
     assert judge(sample("7")) == "scorer_timeout"
     assert judge.worker is None, "its process is gone"
 
@@ -90,8 +93,16 @@ def test_the_recipe_names_it(standin: None, monkeypatch: pytest.MonkeyPatch) -> 
     chosen = filters(Dataset(verifier=Verifier(name="reasoning_gym", task="chain_sum")))
     assert any(isinstance(one, ReasoningGym) for one in chosen)
     monkeypatch.setattr("distill.data.reasoning.find_spec", lambda name: None)
-    with pytest.raises(DistillError, match=r"not installed: pip install 'distill\[reasoning\]'"):
-        verifier(Verifier(name="reasoning_gym"))
+    with pytest.raises(DistillError, match="not installed: name the interpreter of an environment that has it"):
+        verifier(WANTED)
+    assert isinstance(verifier(WANTED.model_copy(update={"python": sys.executable})), ReasoningGym)
+
+
+@pytest.mark.parametrize(("python", "said"), [("nowhere/python", "nowhere/python does not start"),
+                                              ("true", "reasoning_gym does not load: try true -c")])  # fmt: skip
+def test_an_interpreter_that_has_it_not_is_named(python: str, said: str) -> None:
+    with pytest.raises(DistillError, match=said):
+        ReasoningGym(WANTED.model_copy(update={"python": python}))(sample("7"))
 
 
 def test_an_entry_may_be_an_object_of_the_dataset() -> None:
@@ -103,7 +114,7 @@ def test_an_entry_may_be_an_object_of_the_dataset() -> None:
 def test_real_tasks_are_judged_by_the_real_scorers() -> None:
     import reasoning_gym
 
-    judge = ReasoningGym(None, 1.0, 60.0)
+    judge = ReasoningGym(WANTED)
     try:
         for task in ("chain_sum", "simple_equations", "countdown", "word_sorting"):
             for entry in reasoning_gym.create_dataset(task, size=3, seed=1):

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from distill.config import Verifier
 from distill.errors import DistillError
 
 MEMORY = 4 << 30  # bytes that the scorer's process may have
@@ -25,7 +26,7 @@ ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 WORKER = """
 import functools, json, os, resource, sys
 memory = int(sys.argv[1])
-if sys.argv[2] not in sys.path:
+if not set(sys.argv[2:]) <= set(sys.path):
     sys.path.insert(0, sys.argv[2])
 resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -47,14 +48,21 @@ for line in sys.stdin:
 
 
 class ReasoningGym:
-    """Below `least` by the scorer of its task. The reference is the entry, as JSON, that the question came from."""
+    """Below `min_score` by the scorer of its task. The reference is the entry, as JSON, that the question came from."""
 
-    def __init__(self, task: str | None, least: float, seconds: float):
-        found = find_spec("reasoning_gym")
-        if found is None:
-            raise DistillError("dataset.verifier: reasoning_gym is not installed: pip install 'distill[reasoning]'")
-        self.place = Path(found.origin).parents[1]
-        self.task, self.least, self.seconds = task, least, seconds
+    def __init__(self, settings: Verifier):
+        python = settings.python or sys.executable
+        if "/" in python:  # its process is in another folder
+            python = str(Path(python).expanduser().absolute())
+        self.command = [python, "-I", "-B", "-c", WORKER, str(MEMORY)]
+        if settings.python is None:
+            if (found := find_spec("reasoning_gym")) is None:
+                raise DistillError(
+                    "dataset.verifier: reasoning_gym is not installed: name the interpreter of an environment that has "
+                    "it in dataset.verifier.python"
+                )
+            self.command.append(str(Path(found.origin).parents[1]))
+        self.task, self.least, self.seconds = settings.task, settings.min_score, settings.seconds
         self.worker: _Worker | None = None
 
     def __call__(self, sample: Any) -> str | None:
@@ -67,7 +75,7 @@ class ReasoningGym:
                 f"prompt {sample.prompt_id}: its entry has no source_dataset in its metadata: set dataset.verifier.task"
             )
         if self.worker is None:
-            self.worker = _Worker(self.place)
+            self.worker = _Worker(self.command)
         score = self.worker.ask([task, answer_of(sample.completion), entry], self.seconds)
         if score is None:
             self.worker.end()
@@ -102,16 +110,22 @@ def _entry(reference: str | None) -> dict[str, Any] | None:
 class _Worker:
     """A process with the package loaded; a line in is a question, a line out its score."""
 
-    def __init__(self, place: Path):
+    def __init__(self, command: list[str]):
         self.folder = tempfile.TemporaryDirectory(prefix="distill-reasoning-")
-        self.process = subprocess.Popen(
-            [sys.executable, "-I", "-B", "-c", WORKER, str(MEMORY), str(place)], cwd=self.folder.name,
-            env={"LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "MPLCONFIGDIR": self.folder.name},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+        try:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder.name, start_new_session=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                env={"LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "MPLCONFIGDIR": self.folder.name},
+            )  # fmt: skip
+        except OSError as error:
+            self.folder.cleanup()
+            raise DistillError(f"dataset.verifier.python: {command[0]} does not start ({error.strerror})") from None
         if self._line(STARTING) != b"ready":
             self.end()
-            raise DistillError("dataset.verifier: reasoning_gym does not load: try `import reasoning_gym`")
+            raise DistillError(
+                f"dataset.verifier: reasoning_gym does not load: try {command[0]} -c 'import reasoning_gym'"
+            )
 
     def ask(self, question: list[Any], seconds: float) -> float | str | None:
         """The score, `failed` or `unknown` of the scorer, None when it took too long or its process is gone."""

@@ -50,6 +50,6 @@ def verifier(settings: Verifier) -> Callable[[Any], str | None]:
         "exact_match": lambda: exact_match,
         "numeric": lambda: numeric,
         "code": partial(Code, Limits(settings.seconds, settings.megabytes)),
-        "reasoning_gym": partial(ReasoningGym, settings.task, settings.min_score, settings.seconds),
+        "reasoning_gym": partial(ReasoningGym, settings),
     }
     return known[settings.name]()
