@@ -55,6 +55,8 @@ JUDGE = {"endpoint": "http://localhost:1", "model": "m", "prompt": "{{ completio
          "objective topk_logits does not use temperature: remove it"),
         ("stages.sft", {"init": "student", "steps": 9, "objective": "topk_logits", "loss_on": "assistant"},
          "stages.sft.loss_on: logits are stored for the last turn, take completion"),
+        ("stages.sft", {"init": "student", "steps": 9, "objective": "topk_logits", "thoughts": "context"},
+         "stages.sft.thoughts: stored logits are of every token of an answer"),
         ("stages.sft.alpha", 0.5, "objective sft does not use alpha: remove it"),
         ("stages.sft", {"init": "student", "steps": 9, "objective": "logits", "temperature": 0},
          "stages.sft.temperature: 0 must be above 0: scores are divided by it"),

@@ -556,6 +556,9 @@ class Stage(Settings):
 
     init: str
     data: tuple[Part, ...] = Field((Part(source="generated"),), min_length=1)
+    thoughts: Literal["learn", "context"] = Field(
+        "learn", description="what an answer has before `</think>`: learned, or read alone"
+    )
     loss_on: Literal["completion", "assistant"] = Field(
         "completion", description="the last turn, or an assistant's all"
     )
@@ -897,6 +900,8 @@ class Recipe(Settings):
                 continue
             if stage.loss_on != "completion":
                 raise ValueError(f"stages.{name}.loss_on: logits are stored for the last turn, take completion")
+            if stage.thoughts != "learn":
+                raise ValueError(f"stages.{name}.thoughts: stored logits are of every token of an answer, take learn")
             if any(part.rows for part in stage.data):
                 raise ValueError(
                     f"stages.{name}.data: rows counts conversations, stored logits have samples: leave it out"

@@ -12,6 +12,7 @@ import numpy as np
 
 from distill.errors import DistillError
 from distill.text.chat import Messages, Template, examples_tokens
+from distill.text.thoughts import without_thoughts
 from distill.text.tokenizer import Tokenizer
 from distill.text.turns import turns_tokens
 
@@ -97,6 +98,7 @@ def training_examples(
     max_length: int,
     *,
     loss_on: Literal["completion", "assistant"] = "completion",
+    thoughts: Literal["learn", "context"] = "learn",
     overlong: Literal["drop", "cut"] = "drop",
     name: str = "its data",
 ) -> Examples:
@@ -104,7 +106,8 @@ def training_examples(
 
     Dropped and counted: one that does not end with an assistant turn with text in it, one that has nothing to
     learn, and one of more than `max_length` tokens, which would lose its end; unless `overlong` has it cut there,
-    counted too. None left is a `DistillError` that names the source.
+    counted too. With `thoughts: context` what comes before `</think>` is not learned. None left is a `DistillError`
+    that names the source.
     """
     tokens_of = examples_tokens if loss_on == "completion" else turns_tokens
     dropped: Counter[str] = Counter()
@@ -121,6 +124,8 @@ def training_examples(
                 dropped["overlong"] += 1
                 continue
             tokens, mask = tokens[:max_length], mask[:max_length]
+            if thoughts == "context":
+                mask = without_thoughts(tokenizer, tokens, mask)
             if not any(mask[1:]):  # the first token is never a target
                 dropped["nothing_to_learn"] += 1
             else:

@@ -21,7 +21,7 @@ def text_examples(init: Path, data: Sequence[Path], stage: Stage, template: Temp
     tokenizer, sources = load_tokenizer(init / "tokenizer"), []
     for part in stage.data:
         found = training_conversations(data, part)
-        how = {"loss_on": stage.loss_on, "overlong": stage.overlong, "name": part.source}
+        how = {"loss_on": stage.loss_on, "thoughts": stage.thoughts, "overlong": stage.overlong, "name": part.source}
         sources.append(training_examples(found, tokenizer, template, max_length, **how))
     return joined(sources, [part.weight for part in stage.data])
 
