@@ -107,6 +107,22 @@ def test_load_dataset_reads_the_folder(tmp_path: Path) -> None:
     assert streamed.features == rows.features
 
 
+def test_messages_are_what_axolotl_s_chat_template_type_takes(tmp_path: Path) -> None:
+    """`type: chat_template` with its defaults: a column `messages` of turns with `role` and `content`, both text, of
+    which the assistant's are trained on."""
+    import datasets
+
+    build(tmp_path)
+    rows = datasets.load_dataset(str(tmp_path / "dataset"), split="train", streaming=True)
+    text = datasets.Value("string")
+    assert rows.features["messages"] == datasets.List({"role": text, "content": text})
+    for row in rows:
+        roles = [turn["role"] for turn in row["messages"]]
+        assert set(roles) <= {"system", "user", "assistant"}
+        assert roles[-1] == "assistant"
+        assert row["messages"] == row["prompt"] + row["completion"]
+
+
 def test_shards_have_their_rows_and_know_how_many_they_are(tmp_path: Path) -> None:
     build(tmp_path, shard_rows=2, keep_length=True, keep_duplicates=True)
     shards = sorted((tmp_path / "dataset" / "data").iterdir())
