@@ -1,5 +1,6 @@
 """What is asked of a conversation, what is left out for which reason, and that no order or batch decides it."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -57,6 +58,14 @@ def test_the_turns_that_are_asked() -> None:
         Conversation([user("a")], "b", "b"),
         Conversation([user("a"), assistant("b"), user("c")], "d", "d"),
     ]
+
+
+def test_half_a_character_is_no_text() -> None:
+    """JSON's `\\ud83d` alone cannot be written again: the row is malformed, and the run goes on."""
+    half = json.loads('"a \\ud83d"')
+    columns = Columns(None, "prompt", "completion", None)
+    assert asked({"prompt": half, "completion": "b"}, columns, "last") == [None]
+    assert asked({"prompt": "a", "completion": half}, columns, "last") == [Conversation([user("a")], None, None)]
 
 
 def test_turns_that_follow_one_another_are_one_conversation() -> None:

@@ -182,10 +182,15 @@ def _messages(turns: Any) -> list[dict[str, str]] | None:
     """Role and content of each turn, or None when one has not both as text."""
     if not isinstance(turns, list) or not turns:
         return None
-    if not all(isinstance(t, dict) and isinstance(t.get("role"), str) and isinstance(t.get("content"), str)
-               for t in turns):  # fmt: skip
-        return None
-    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    found = []
+    for turn in turns:
+        if not isinstance(turn, dict):
+            return None
+        role, content = turn.get("role"), turn.get("content")
+        if not isinstance(role, str) or not isinstance(content, str) or not _is_unicode(role + content):
+            return None
+        found.append({"role": role, "content": content})
+    return found
 
 
 def _reference(value: Any) -> str | None:
@@ -197,4 +202,13 @@ def _text(value: Any) -> str | None:
     """Text as it is, a number as it is written; anything else is no answer."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
-    return value if isinstance(value, str) else None
+    return value if isinstance(value, str) and _is_unicode(value) else None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written: half of a pair of surrogates, which JSON's `\\ud83d` gives, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
