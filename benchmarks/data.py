@@ -1,12 +1,14 @@
 """How long the data takes that is prepared once for a run, and how much memory.
 
-    .venv/bin/python benchmarks/data.py            # a tenth: 20,000 conversations, 40,960 samples
-    .venv/bin/python benchmarks/data.py --full     # 200,000 conversations, 409,600 samples; wants 6 GB free
+    .venv/bin/python benchmarks/data.py                     # a tenth: 20,000 conversations, 40,960 samples
+    .venv/bin/python benchmarks/data.py --full              # 200,000 conversations, 409,600 samples; wants 6 GB free
+    .venv/bin/python benchmarks/data.py --full --only reference
 
 prompts: a dataset of UltraChat's shape (some turns, a few thousand characters of words with Zipf's frequencies), read
-and tokenized by scripts/index_prompts.py with a byte-level BPE of 32,000 tokens; `first` answers the first turn of
-each conversation, `last` the last one with all that came before it (of a tenth of them); `similar` also looks for
-near duplicates.
+and tokenized by scripts/index_prompts.py with a byte-level BPE of 32,000 tokens; `reference` has the settings of
+recipes/deepseek2-16b-to-llama2-7b.yaml, which asks the first turn of each conversation; `last` asks the last one with
+all that came before it, `each_own` all of them; `similar` also looks for near duplicates. The bound is 3,000
+conversations a second of a core.
 assembly: completions files of 2,048 samples, of 3.7 kB each on the disk, by scripts/build_dataset.py.
 publish: nothing is sent, this is the hashing of the assembled dataset by SHA-256, SHA-1 and MD5.
 
@@ -29,11 +31,14 @@ from machine import footer, installed
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
+from distill.config import read_recipe
 from distill.data.schema import COMPLETIONS, CompletionsMetadata
 from distill.files import write_json
 from distill.publishing.contents import contents
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ROOT / "scripts"
+REFERENCE = ROOT / "recipes/deepseek2-16b-to-llama2-7b.yaml"
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -134,8 +139,9 @@ def measured(*command: object) -> tuple[float, float, float]:
 
 @click.command(help=__doc__)
 @click.option("--full", is_flag=True, help="200,000 conversations and 409,600 samples in place of a tenth")
+@click.option("--only", type=click.Choice(["reference", "prompts", "dataset"]), help="one part alone")
 @click.option("--work", type=click.Path(path_type=Path), default=tempfile.gettempdir(), show_default=True)
-def main(full: bool, work: Path) -> None:
+def main(full: bool, only: str | None, work: Path) -> None:
     free, need = shutil.disk_usage(work).free / 1e9, 6 if full else 1
     if free < need:
         raise click.ClickException(f"{work} has {free:.0f} GB free, {need} are needed: name another --work")
@@ -146,21 +152,18 @@ def main(full: bool, work: Path) -> None:
     def row(step: str, of: str, seconds: float, used: float, memory: float, rate: str) -> None:
         rows.append(f"| {step} | {of} | {seconds:.1f} s ({used:.1f} s) | {rate} | {memory:.2f} GB |")
 
-    try:
-        make_tokenizer(folder / "teacher", words)
-        make_conversations(folder / "chats.jsonl", words, conversations)
-        some = max(1, conversations // 10_240)
-        for turns, more in (
-            ("first", {}), ("first, similar", {"duplicates": "similar"}), ("last", {"num_batches": some}),
-        ):  # fmt: skip
-            count = min(conversations, more.get("num_batches", conversations) * 1024)
-            prompts = {"source": str(folder / "chats.jsonl"), "turns": turns.split(",")[0]} | more
-            found = measured(
-                SCRIPTS / "index_prompts.py", "--teacher", folder / "teacher", "--prompts", json.dumps(prompts),
-                "--max-prefill-length", 1024, "--work", folder / "prompts", "--out", folder / "index.json",
-            )  # fmt: skip
-            row(f"prompts, {turns}", f"{count:,}", *found, f"{count / found[1]:,.0f} a second of a core")
-        (folder / "chats.jsonl").unlink()
+    def prompts(name: str, settings: dict, longest: int = 1024) -> None:
+        if not (folder / "chats.jsonl").exists():
+            make_tokenizer(folder / "teacher", words)
+            make_conversations(folder / "chats.jsonl", words, conversations)
+        asked = json.dumps(settings | {"source": str(folder / "chats.jsonl")})
+        found = measured(
+            SCRIPTS / "index_prompts.py", "--teacher", folder / "teacher", "--prompts", asked,
+            "--max-prefill-length", longest, "--work", folder / "prompts", "--out", folder / "index.json",
+        )  # fmt: skip
+        row(f"prompts, {name}", f"{conversations:,}", *found, f"{conversations / found[1]:,.0f} a second of a core")
+
+    def dataset() -> None:
         index, size = make_completions(folder / "completions", words, batches)
         quality = {"quality": {"refusal": True, "repetition": 0.5, "min_logprob": -5}, "held_out": 0.01}
         for name, settings in (("assembly", {}), ("assembly, filtered", quality | {"provenance": True})):
@@ -176,9 +179,24 @@ def main(full: bool, work: Path) -> None:
         total = sum(file.size for file in contents(folder / "dataset"))
         seconds = time.perf_counter() - start
         row("publish: hash", f"{total / 1e9:.2f} GB", seconds, seconds, 0, f"{total / seconds / 1e6:,.0f} MB a second")
+
+    try:
+        if only in (None, "reference"):
+            recipe = read_recipe(REFERENCE)
+            settings = recipe.prompts.model_dump(exclude_defaults=True) | {"num_batches": "all"}
+            of_the_hub = {"revision", "split"}
+            settings = {key: value for key, value in settings.items() if key not in of_the_hub}
+            prompts("reference", settings, recipe.generation.max_prefill_length)
+        if only in (None, "prompts"):
+            prompts("first, similar", {"turns": "first", "duplicates": "similar"})
+            prompts("last", {"turns": "last"})
+            prompts("each_own", {"turns": "each_own"})
+        (folder / "chats.jsonl").unlink(missing_ok=True)
+        if only in (None, "dataset"):
+            dataset()
     finally:
         shutil.rmtree(folder)
-    packages = ("pyarrow", "tokenizers", "transformers", "numpy", "rensa")
+    packages = ("pyarrow", "tokenizers", "fastokens", "transformers", "numpy", "rensa")
     click.echo(footer(installed(*packages)))
     click.echo("\n| step | of | clock (processor) | rate | peak memory |\n|---|--:|--:|--:|--:|")
     click.echo("\n".join(rows))

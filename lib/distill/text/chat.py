@@ -6,7 +6,7 @@ that is encoded the usual way starts with two BOS.
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from distill.errors import DistillError
 from distill.files import digest
@@ -39,7 +39,7 @@ def prompts_tokens(tokenizer: Tokenizer, batch: Sequence[Messages], template: Te
     if template == "none":
         texts = [_plain(tokenizer, messages) for messages in batch]
         return [_without_eos(tokenizer, ids) for ids in tokenizer.encode_batch(texts, special=True)]
-    return tokenizer.encode_batch([render(tokenizer, m, ask=True) for m in batch], special=False)
+    return tokenizer.encode_batch(_rendered(tokenizer, batch), special=False)
 
 
 def example_tokens(tokenizer: Tokenizer, messages: Messages, template: Template) -> tuple[list[int], list[int]]:
@@ -99,18 +99,12 @@ def placed_tokens(tokenizer: Tokenizer, batch: Sequence[Messages], template: Tem
 
 def render(tokenizer: Tokenizer, messages: Messages, ask: bool) -> str:
     """`messages` as the tokenizer's chat template writes them; `ask` opens an assistant turn at the end."""
-    template = tokenizer.chat_template
-    if template is None:
+    if tokenizer.chat_template is None:
         raise DistillError(
             f"the tokenizer in {tokenizer.folder} has no chat template: set prompts.chat_template to none"
         )
     try:
-        return tokenizer.hf.apply_chat_template(
-            messages,
-            chat_template=TODAY + template if "strftime_now" in template else template,
-            tokenize=False,
-            add_generation_prompt=ask,
-        )
+        return _apply(tokenizer, messages, ask)
     except Exception as error:  # jinja2's own, or whatever the template's expressions raise
         remedy = "check the order of its roles, or take another template"
         if any(message["role"] == "system" for message in messages):
@@ -119,6 +113,27 @@ def render(tokenizer: Tokenizer, messages: Messages, ask: bool) -> str:
         raise DistillError(
             f"prompt {prompt_id(messages)} is refused by the chat template ({reason}): {remedy}"
         ) from None
+
+
+def _rendered(tokenizer: Tokenizer, batch: Sequence[Messages]) -> list[str]:
+    """`render` of each, asking; together, which takes two thirds of the time."""
+    if tokenizer.chat_template is not None and all(batch):
+        try:
+            return _apply(tokenizer, list(batch), ask=True) if batch else []
+        except Exception:
+            pass  # which one it was, and what to do, is said below
+    return [render(tokenizer, messages, ask=True) for messages in batch]
+
+
+def _apply(tokenizer: Tokenizer, messages: Messages | list[Messages], ask: bool) -> Any:
+    """The text of a conversation, or those of a list of them, by a template that is there."""
+    template = tokenizer.chat_template
+    return tokenizer.hf.apply_chat_template(
+        messages,
+        chat_template=TODAY + template if "strftime_now" in template else template,
+        tokenize=False,
+        add_generation_prompt=ask,
+    )
 
 
 class _Parts(NamedTuple):

@@ -16,10 +16,12 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json  # a quarter of the standard library's time
+
 from distill import SCHEMA_VERSION
 from distill.config import Prompts
 from distill.errors import DistillError
-from distill.files import digest, write_jsonl
+from distill.files import replacing
 from distill.text.chat import prompts_tokens
 from distill.text.selection import Selected, Selection, mixed, with_system
 from distill.text.sources import Conversation, nothing_in, open_source
@@ -44,9 +46,11 @@ def index_prompts(
     for entries in _batches(prompts, conversations):
         name = f"{len(batches):04d}"
         rows, dropped = _rows(entries, tokenizer, prompts.chat_template, limit, shortest)
-        write_jsonl(work / f"{name}.jsonl", rows)
+        lines = b"".join(to_json(row) + b"\n" for row in rows)
+        with replacing(work / f"{name}.jsonl") as tmp:
+            tmp.write_bytes(lines)
         batches[name] = {
-            "hash": digest(rows),
+            "hash": hashlib.sha256(lines).hexdigest(),
             "read": sum(entry.read for entry in entries),
             "kept": len(rows),
             "dropped": dict(sorted(dropped.items())),
@@ -124,7 +128,9 @@ def _rows(
     entries: list[Selected], tokenizer: Tokenizer, template: str, limit: Limit, shortest: int
 ) -> tuple[list[Row], Counter[str]]:
     """The rows of one batch that are kept, and how many are not for which reason."""
-    dropped = sum((Counter(entry.dropped) for entry in entries), Counter())
+    dropped: Counter[str] = Counter()
+    for entry in entries:
+        dropped.update(entry.dropped)
     asked = [entry.turns for entry in entries if entry.turns]
     ids = prompts_tokens(tokenizer, [turns[0].messages for turns in asked], template)
     rows: list[Row] = []
