@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers_for_tests import CHATML, CONTROL, byte_tokenizer, llama2_tokenizer
 
@@ -27,6 +27,7 @@ def exact(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 PARTS = st.one_of(st.text(max_size=8), st.sampled_from([*CONTROL, *quick.WORDS, " the", "\n\n", "12"]))
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(PARTS, max_size=6).map("".join), max_size=8))
 def test_ids_are_the_same_for_any_text(tokenizer: Tokenizer, texts: list[str]) -> None:
     assert tokenizer.quick is not None
