@@ -18,15 +18,17 @@ PATH = click.Path(path_type=Path)
 @click.option("--generation", required=True, help="the generation's settings, JSON")
 @click.option("--template", default="tokenizer", help="chat template of prompts that follow others")
 @click.option("--work", type=PATH, required=True, help="folder of the journals that batches share")
+@click.option("--kept", help="folder or bucket that keeps the journals too")
 @click.option("--idle-seconds", type=float, default=60, help="the server leaves after so long unasked")
 @click.option("--out", type=PATH, required=True, help="Parquet file to write")
 def main(
-    teacher: Path, prompts: Path, generation: str, template: str, work: Path, idle_seconds: float, out: Path
+    teacher: Path, prompts: Path, generation: str, template: str, work: Path, kept: str | None, idle_seconds: float,
+    out: Path,
 ) -> None:
     with explained():
         leave_with_parent()
         settings = Generation.model_validate_json(generation)
-        how = {"work": work, "idle_seconds": idle_seconds, "template": template}
+        how = {"work": work, "idle_seconds": idle_seconds, "template": template, "elsewhere": kept}
         click.echo(generate_batch(teacher, prompts, out, settings, **how))
 
 

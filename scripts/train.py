@@ -24,6 +24,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--template", type=click.Choice(["tokenizer", "none"]), required=True, help="chat template")
 @click.option("--max-length", type=int, required=True, help="longer examples are dropped, in tokens")
 @click.option("--folder", type=PATH, required=True, help="the student's folder")
+@click.option("--kept", help="folder or bucket that keeps the steps of all stages too")
 @click.argument("data", type=PATH, nargs=-1)
 def main(
     init: Path,
@@ -36,6 +37,7 @@ def main(
     template: str,
     max_length: int,
     folder: Path,
+    kept: str | None,
     data: tuple[Path, ...],
 ) -> None:
     """Train one stage's student on DATA, as it needs them: a dataset folder, prompt files with original answers."""
@@ -49,6 +51,7 @@ def main(
         train(
             init, files, folder, settings, name, template=template, max_length=max_length, teacher=teacher, told=told,
             told_by=told_by, evaluation=Evaluation.model_validate_json(evaluation) if evaluation else None,
+            elsewhere=f"{kept}/{name}/steps" if kept else None,
         )  # fmt: skip
 
 

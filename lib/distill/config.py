@@ -792,6 +792,7 @@ class Needs(Settings):
 
     accelerators: int = Field(0, ge=0, description="on each of its nodes")
     kind: str = Field("gpu", pattern=r"^[A-Za-z0-9_]+(:[A-Za-z0-9_.]+)?$", description="gpu, or gpu:h100 on SLURM")
+    manufacturer: Literal["nvidia", "amd"] = Field("nvidia", description="of the accelerators, for Kubernetes")
     memory_gb: int = Field(4, gt=0, description="of main memory, on each of its nodes")
     minutes: int = Field(60, gt=0, description="of the first attempt; the second has twice as many, and so on")
     cpus: int = Field(1, gt=0)
@@ -819,6 +820,24 @@ class Resources(Settings):
     other: Needs = Needs()
 
 
+class Storage(Settings):
+    """What outlives the machine that a job runs on. No result depends on it."""
+
+    work: str | None = Field(None, description="a folder, gs:// or s3://: steps/ and journals are kept there as well")
+
+    @field_validator("work")
+    @classmethod
+    def _place(cls, work: str | None) -> str | None:
+        if work is None or "://" not in work:
+            return work and (work.rstrip("/") or None)
+        parts = urlsplit(work)
+        if parts.scheme not in ("gs", "s3") or not parts.netloc:
+            raise ValueError(f"{work!r} is no place: a folder, gs://bucket/folder or s3://bucket/folder")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("credentials go into the environment or the client's own login, not into a recipe")
+        return work.rstrip("/")
+
+
 class Recipe(Settings):
     """A whole recipe."""
 
@@ -838,6 +857,7 @@ class Recipe(Settings):
     plan: Plan = Plan()
     publish: Publish = Publish()
     resources: Resources = Resources()
+    storage: Storage = Storage()
 
     @field_validator("stages", mode="before")
     @classmethod

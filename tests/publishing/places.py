@@ -109,7 +109,9 @@ def gcs() -> Iterator[Place]:
     with patch.dict("os.environ"):  # it sets the host
         backend.start()
     # It logs into a pipe that nobody reads, and stands still when that is full.
-    threading.Thread(target=backend._process.stderr.read, daemon=True).start()
+    process = backend._process
+    reader = threading.Thread(target=process.stderr.read, daemon=True)
+    reader.start()
     try:
         body = json.dumps({"name": "acme"}).encode()
         asked = urllib.request.Request(f"{backend.url}/storage/v1/b", body, {"Content-Type": "application/json"})
@@ -121,6 +123,10 @@ def gcs() -> Iterator[Place]:
     finally:
         with patch.dict("os.environ"):
             backend.stop()
+        reader.join()
+        for pipe in (process.stdout, process.stderr):
+            if pipe:
+                pipe.close()
 
 
 @contextmanager

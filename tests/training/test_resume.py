@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from filelock import FileLock
 from tiny_models import tiny_llama
 
+from distill import kept
 from distill.checkpoints.convert import import_checkpoint
 from distill.checkpoints.info import read_info
 from distill.checkpoints.store import load_weights
@@ -22,6 +24,7 @@ from distill.data.loader import Loader
 from distill.data.masking import Examples
 from distill.errors import DistillError
 from distill.files import read_json, read_jsonl
+from distill.kept import Kept
 from distill.training import turn
 from distill.training.held_out import split
 from distill.training.loop import fit
@@ -101,6 +104,28 @@ def test_a_cut_run_ends_in_the_same_bits(init, examples, undisturbed, tmp_path, 
     fit(init, examples, tmp_path, STAGE, "sft")
     same(tmp_path, undisturbed)
     assert not (tmp_path / "steps").exists()
+
+
+def test_a_lost_machine_goes_on_from_what_is_kept_elsewhere(init, examples, undisturbed, tmp_path, monkeypatch) -> None:
+    elsewhere = tmp_path / "volume/steps"
+
+    def lost() -> None:
+        while not (file := elsewhere / "manifest.json").exists() or '"steps/4/' not in file.read_text():
+            time.sleep(0.01)
+        raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "EVERY", 0.01)
+        patch.setattr(Kept, "close", lambda self: self._closed.set())  # no last word
+        disturb(patch, 6, lost)
+        with pytest.raises(Cut):
+            fit(init, examples, tmp_path / "lost", STAGE, "sft", elsewhere=str(elsewhere))
+    asked, batch = [], Loader.batch
+    monkeypatch.setattr(Loader, "batch", lambda self, index, part: asked.append(index) or batch(self, index, part))
+    fit(init, examples, tmp_path / "new", STAGE, "sft", elsewhere=str(elsewhere))
+    assert asked == [4, 5, 6, 7, 8, 9, 10, 11]
+    same(tmp_path / "new", undisturbed)
+    assert not elsewhere.exists()
 
 
 def test_sigterm_saves_the_step_it_is_at(init, examples, undisturbed, tmp_path, monkeypatch) -> None:

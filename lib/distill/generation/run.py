@@ -24,13 +24,14 @@ from distill.text.chat import Template
 
 def generate_batch(
     params: Path, prompts: Path, out: Path, settings: Generation, *, work: Path, idle_seconds: float = 60,
-    template: Template = "tokenizer",
+    template: Template = "tokenizer", elsewhere: str | None = None,
 ) -> str:  # fmt: skip
     """Answer every prompt of a batch `num_generations` times, write that, and give a line that says so.
 
     What the journals in `work` know is not asked for again. Up to max_failed_rows prompts may stay without an
     answer: the file says which and why. Prompts that follow others are asked once these are answered, and written
-    with `template`; one of their samples may have nothing to follow.
+    with `template`; one of their samples may have nothing to follow. elsewhere: a folder or a bucket that keeps the
+    batch's journal too.
     """
     info, rows = read_info(params), read_jsonl(prompts)
     if (most := settings.told["top"]) > info.real_vocab:
@@ -48,8 +49,8 @@ def generate_batch(
     turns: dict[Place, Turn] = {}
     failed: dict[str, str] = {}
     unasked: list[tuple[Place, str]] = []
-    missing = 0
-    with closing(Journal(work, _key(info, door, settings), prompts.stem)) as journal, _Progress(prompts.stem) as bar:
+    missing, key = 0, _key(info, door, settings)
+    with closing(Journal(work, key, prompts.stem, elsewhere)) as journal, _Progress(prompts.stem) as bar:
 
         def said(place: Place) -> Sample | None:
             return None if rows[place[0]]["prompt_id"] in failed else journal.known[turns[place].name, place[1]]

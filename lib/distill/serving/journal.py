@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.files import digest, replacing
+from distill.kept import Kept
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,25 @@ def entry_name(prompt_id: str, prompt_token_ids: list[int]) -> str:
 
 
 class Journal:
-    """The journal of one batch, open for appending; what other batches know is looked up when it is asked for."""
+    """The journal of one batch, open for appending; what other batches know is looked up when it is asked for.
 
-    def __init__(self, work: Path, key: dict[str, Any], batch: str):
+    elsewhere: a folder or a bucket that keeps this batch's file too, for a machine that has none.
+    """
+
+    def __init__(self, work: Path, key: dict[str, Any], batch: str, elsewhere: str | None = None):
         self.file = work / digest(key)[:16] / f"{batch}.jsonl"
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        place = f"{elsewhere}/{self.file.parent.name}/{batch}"
+        self.kept = Kept(self.file, place, lambda file: [file]) if elsewhere else None
+        if self.kept:
+            self.kept.fetch()
         self.known: dict[tuple[str, int], Sample] = {}
         self._out = os.open(self.file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         size = os.fstat(self._out).st_size
         if size and os.pread(self._out, 1, size - 1) != b"\n":
             os.write(self._out, b"\n")  # a line that a kill tore stays alone
+        if self.kept:
+            self.kept.start()
 
     def look_up(self, names: Iterable[str]) -> None:
         """Let `known` have what any batch's journal tells of these prompts."""
@@ -71,6 +81,8 @@ class Journal:
 
     def close(self) -> None:
         os.close(self._out)
+        if self.kept:
+            self.kept.close()
 
 
 def _listed(file: Path) -> set[str] | None:

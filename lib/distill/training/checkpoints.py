@@ -18,6 +18,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from distill.errors import full_disk_as_oserror
 from distill.files import read_json, read_jsonl, write_json, write_jsonl
+from distill.kept import Kept
 from distill.parallel.processes import is_first, wait_for_all
 from distill.training.state import State
 
@@ -25,11 +26,17 @@ LOSS = "held_out_loss"
 
 
 class Steps:
-    """The folder of a run. `identity` is all that decides its result: with another one, it starts over."""
+    """The folder of a run. `identity` is all that decides its result: with another one, it starts over.
 
-    def __init__(self, folder: Path, identity: dict[str, Any], keep: int):
+    elsewhere: a folder or a bucket that has what is whole of it too, for a machine that has nothing.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], keep: int, elsewhere: str | None = None):
         self.folder, self.metrics = folder, folder / "metrics.jsonl"
+        self.kept = Kept(folder, elsewhere, whole) if elsewhere and is_first() else None
         if is_first():
+            if self.kept:
+                self.kept.fetch()
             if folder.exists() and not self._belongs_to(identity):
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
@@ -43,6 +50,8 @@ class Steps:
             enable_async_checkpointing=True,
         )
         self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        if self.kept:
+            self.kept.start()
 
     def restore(self, state: State, where: State) -> tuple[int, State]:
         """The newest step that can be read and its state, or 0 and the state given."""
@@ -82,6 +91,12 @@ class Steps:
         with full_disk_as_oserror(self.folder):
             self.manager.wait_until_finished()
 
+    def remove(self) -> None:
+        """The run is over: nothing will go on from here."""
+        shutil.rmtree(self.folder)
+        if self.kept:
+            self.kept.remove()
+
     def __enter__(self) -> "Steps":
         return self
 
@@ -90,7 +105,17 @@ class Steps:
         with suppress(Exception) if kind else full_disk_as_oserror(self.folder):
             self.manager.wait_until_finished()
             self.manager.close()
+        if self.kept:
+            self.kept.close()
 
     def _belongs_to(self, identity: dict[str, Any]) -> bool:
         path = self.folder / "identity.json"
         return path.exists() and read_json(path) == identity
+
+
+def whole(folder: Path) -> list[Path]:
+    """What of a folder of steps is worth keeping: all of it but checkpoints that are being written."""
+    parts = sorted(part for part in folder.iterdir() if part.name.isdigit() or part.is_file())
+    return [
+        file for part in parts for file in ([part] if part.is_file() else sorted(part.rglob("*"))) if file.is_file()
+    ]

@@ -56,12 +56,14 @@ def train(
     told: Sequence[Path] = (),
     told_by: Path | None = None,
     evaluation: Evaluation | None = None,
+    elsewhere: str | None = None,
 ) -> None:
     """Train a stage from the params folder `init`, on conversations in the files `data`.
 
     teacher: params folder of the model that an objective asks for its logits.
     told, told_by: files of completions with stored logits, and the params folder of the teacher whose they are.
     evaluation: what a stage with `held_out: evaluation` is asked for its NLL.
+    elsewhere: a folder or a bucket that keeps `folder/steps` too: on a machine that has nothing it goes on from there.
     data: Parquet files of a dataset, and prompts with the answers they came with, as `stage.data` needs them.
     Leaves `folder/params`, `folder/final.json` and `folder/metrics.jsonl`. Interrupted at any step and
     started again, it goes on from its last checkpoint and ends in the same bits.
@@ -77,7 +79,7 @@ def train(
         examples = text_examples(init, data, stage, template, max_length)
     apart = evaluation_examples(init, evaluation, template) if stage.held_out == "evaluation" else None
     try:
-        fit(init, examples, folder, stage, name, length=length, teacher=teacher, apart=apart)
+        fit(init, examples, folder, stage, name, length=length, teacher=teacher, apart=apart, elsewhere=elsewhere)
     finally:
         shutil.rmtree(mapped, ignore_errors=True)
 
@@ -92,6 +94,7 @@ def fit(
     length: int | None = None,
     teacher: Path | None = None,
     apart: Examples | None = None,
+    elsewhere: str | None = None,
 ) -> None:
     """`train`, on examples that are tokenized already.
 
@@ -117,7 +120,7 @@ def fit(
     loader = Loader(examples, stage.batch_size, stage.seed, length, packing=stage.packing)
     steps = _steps(loader, stage, name)
     optimizer, sharding = make_optimizer(stage, steps), batch_sharding(mesh)
-    with alone(folder), until_told() as told, Steps(folder / "steps", identity, stage.keep) as kept:
+    with alone(folder), until_told() as told, Steps(folder / "steps", identity, stage.keep, elsewhere) as kept:
         asked = None if teacher is None else load_teacher(teacher, stage, mesh, init)
         start = initial_state(init, stage, optimizer, mesh, None if asked is None else asked.config)
         config, state, where, frozen = start
@@ -167,7 +170,7 @@ def fit(
             final = {"schema": SCHEMA_VERSION, "stage": name, "step": chosen, "digest": digest, **counts}
             learned = {"tokens": loader.learned_before(steps), "seconds": seconds}
             write_json(folder / "final.json", final | learned | ({LOSS: judged[LOSS]} if judged else {}))
-            shutil.rmtree(kept.folder)
+            kept.remove()
         wait_for_all("the run is over")
 
 
