@@ -44,6 +44,8 @@ JUDGE = {"endpoint": "http://localhost:1", "model": "m", "prompt": "{{ completio
         ("resources.generate.gpus", 4, "resources.generate.gpus is not a setting"),
         ("resources.evaluate.kind", "gpu h100", "resources.evaluate.kind is 'gpu h100'"),
         ("resources.train", {"tasks": 3, "nodes": 2}, "tasks (3) must be a multiple of nodes (2)"),
+        ("storage.work", "hf://org/work", "storage.work: 'hf://org/work' is no place: a folder, gs://bucket/folder or"),
+        ("storage.work", "s3://key:word@bucket/work", "storage.work: credentials go into the environment"),
         ("stages.teacher", {"init": "student", "steps": 1}, "teacher: both a model and a stage"),
         ("stages.sft", {"init": "student", "steps": 9, "objective": "aligned_logits", "packing": True},
          "objective aligned_logits: a row is two texts of different lengths: leave packing out"),

@@ -65,6 +65,14 @@ def test_once_it_is_read(tmp_path: Path, configs: dict[str, Path | None]) -> Non
     assert "from student, on generated answers" in table(counted)
 
 
+def test_a_retry_starts_over_unless_its_work_is_kept(tmp_path: Path, configs: dict[str, Path | None]) -> None:
+    told = table(plan(recipe(), tmp_path / "none", configs))
+    assert "starts over: a batch or a stage that is tried again on another machine" in told
+    kept = plan(recipe({"storage": {"work": "s3://bucket/work"}}), tmp_path / "none", configs)
+    assert kept["starts_over"] == []
+    assert "starts over" not in table(kept)
+
+
 def test_packed_rows_take_fewer_steps(tmp_path: Path) -> None:
     """Examples of 16 + 16 tokens in rows of 80: five would be too many, by the measured fill 2.475."""
     stage = {"init": "student", "epochs": 1, "batch_size": 8, "packing": True}

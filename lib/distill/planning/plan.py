@@ -53,6 +53,7 @@ def plan(recipe: Recipe, index: Path, configs: dict[str, Path | None]) -> dict[s
         "hours": None if None in hours else sum(hours),
         "does_not_fit": [*faults, *_too_long(recipe, models), *certain, *_no_room(recipe, targets)],
         "may_not_fit": possible,
+        "starts_over": _starts_over(recipe),
         "not_known": [_no_config(recipe, name) for name, file in configs.items() if file is None],
     }
 
@@ -137,6 +138,16 @@ def _no_config(recipe: Recipe, name: str) -> str:
         f"{name}: the configuration of {source} is not here, so its memory is not known: "
         f"hf download {source} config.json --local-dir recipes/models/{source}"
     )
+
+
+def _starts_over(recipe: Recipe) -> list[str]:
+    """What a retry costs on machines that share no disk."""
+    if recipe.storage.work:
+        return []
+    return [
+        "a batch or a stage that is tried again on another machine, with no disk in common (a pod), has nothing to go "
+        "on from: storage.work names a volume's folder, gs://bucket/folder or s3://bucket/folder to keep it in"
+    ]
 
 
 def _too_long(recipe: Recipe, models: dict[str, Known]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-FAULTS = ("does_not_fit", "may_not_fit", "not_known")
+FAULTS = ("does_not_fit", "may_not_fit", "starts_over", "not_known")
 FOOT = "GiB: closed form, without activations. compiler: all of it, by the CPU's, which may widen bfloat16."
 
 
