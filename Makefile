@@ -8,10 +8,13 @@ RECIPE ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clusters distill plan clean-run test test-services test-slurm test-chaos lint format lock
+.PHONY: help setup clusters kubernetes distill plan clean-run test test-services test-slurm test-kubernetes test-chaos lint \
+  format lock
 
-# Each start of Snakemake loads the plugins that are installed, 0.8 s for this one: `make clusters` puts it there.
-PLUGINS := snakemake-executor-plugin-slurm
+# Each start of Snakemake loads the plugins that are installed, 0.8 s for SLURM's: `make clusters` puts it there, `make
+# kubernetes` the others.
+SLURM := snakemake-executor-plugin-slurm
+KUBERNETES := snakemake-executor-plugin-kubernetes snakemake-storage-plugin-s3 snakemake-storage-plugin-gcs
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,16 +29,26 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -oE '^uv==[^ ]+' requirements.lock)"
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
-	$(BIN)/uv pip uninstall --quiet --python $(BIN)/python $(PLUGINS)
+	$(BIN)/uv pip uninstall --quiet --python $(BIN)/python $(SLURM) $(KUBERNETES)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
 clusters: $(VENV)/.clusters  ## add what profiles/slurm runs by
+kubernetes: $(VENV)/.kubernetes  ## add what profiles/kubernetes runs by
 
-$(VENV)/.clusters: $(READY)
+# All that is locked, but what only the other one runs by.
+define add_plugins
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	test -e $(VENV)/$(1) || $(BIN)/uv pip uninstall --quiet --python $(BIN)/python $(2)
 	@touch $@
+endef
+
+$(VENV)/.clusters: $(READY)
+	$(call add_plugins,.kubernetes,$(KUBERNETES))
+
+$(VENV)/.kubernetes: $(READY)
+	$(call add_plugins,.clusters,$(SLURM))
 
 clean-run: $(READY)  ## delete a run's folder: RUN=name, and RESULTS=folder where it is not results
 	$(BIN)/python scripts/clean_run.py --results $(or $(RESULTS),results) --run "$(RUN)"
@@ -48,7 +61,7 @@ plan: $(READY)  ## what a recipe comes to, before anything is downloaded (RECIPE
 
 test: $(READY)  ## run the tests that need nothing but Python
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile rules
-	$(BIN)/pytest -m "not services and not slurm and not chaos" --numprocesses $(WORKERS) $(ARGS)
+	$(BIN)/pytest -m "not services and not slurm and not kubernetes and not chaos" --numprocesses $(WORKERS) $(ARGS)
 
 test-services: $(READY)  ## run the tests that need Debian packages (installs them when root)
 	bash tests/services/install
@@ -57,6 +70,9 @@ test-services: $(READY)  ## run the tests that need Debian packages (installs th
 test-slurm: $(VENV)/.clusters  ## run the tests on a SLURM of one node, which this installs and starts, as root
 	bash tests/services/install slurm
 	$(BIN)/pytest -m slurm $(ARGS)
+
+test-kubernetes: $(VENV)/.kubernetes  ## run the tests on a stand-in for a Kubernetes cluster, whose pods are processes
+	$(BIN)/pytest -m kubernetes $(ARGS)
 
 test-chaos: $(READY)  ## kill a run at thirty random moments and compare what comes out (a quarter of an hour)
 	$(BIN)/pytest -m chaos $(ARGS)

@@ -6,6 +6,7 @@ if not workflow.configfiles:  # a recipe given with --configfile stands alone
 
 
 include: "rules/common.smk"
+include: "rules/storage.smk"
 include: "rules/hooks.smk"
 include: "rules/models.smk"
 include: "rules/prompts.smk"

@@ -50,6 +50,7 @@ def read_recipe_or_exit():
 
 RECIPE, FILES = read_recipe_or_exit()
 RUN = str(RECIPE.folder)
+STORED = workflow.storage_settings.default_storage_provider
 MODELS = {f"{name}-{RECIPE.id8(name)}": name for name in RECIPE.models}
 DERIVED = [model for model, name in MODELS.items() if RECIPE.models[name].derive]
 SCORED = [RECIPE.teacher, RECIPE.student, *RECIPE.stages] if RECIPE.evaluation else []
@@ -112,7 +113,7 @@ def generation_settings(wildcards):
 
 def told_settings(wildcards):
     """The recipe as the page tells it: where results go, on what a run runs, what was planned, changes no page."""
-    return RECIPE.model_dump_json(exclude_defaults=True, exclude={"publish", "plan", "resources"})
+    return RECIPE.model_dump_json(exclude_defaults=True, exclude={"publish", "plan", "resources", "storage"})
 
 
 # What a cluster is asked for -----------------------------------------------------------------------------------
@@ -122,12 +123,15 @@ def needs(what):
     """Resources of a rule as executors know them, from the recipe's `resources`.
 
     A group of jobs has its integers added up, so what the jobs of a group share is a string: the accelerators
-    behind the server that batches ask, and their memory.
+    behind the server that batches ask, and their memory. A pod's accelerators are limits too (`scale` 0), or an API
+    server refuses it.
     """
     need = getattr(RECIPE.resources, what)
     asked = {"runtime": lambda wildcards, attempt: attempt * need.minutes}
     if need.cpus > 1:
         asked["cpus_per_task"] = need.cpus
+    if need.accelerators and STORED:
+        asked |= {"gpu": str(need.accelerators), "gpu_manufacturer": need.manufacturer, "scale": 0}
     if need.accelerators:
         asked["gres"] = f"{need.kind}:{need.accelerators}"
     if need.accelerators and need.kind.startswith("gpu") and what == "generate":
@@ -136,6 +140,16 @@ def needs(what):
     else:
         asked["mem_mb"] = 1000 * need.memory_gb
     return asked
+
+
+def cpus(what):
+    """Threads of a rule: pods are given them. Elsewhere `cpus_per_task` says it, and all of them take part anyway."""
+    return getattr(RECIPE.resources, what).cpus if STORED else 1
+
+
+def kept_at(what):
+    """A script's flag with the place where unfinished work is kept: a resource, since no result depends on it."""
+    return f"--kept={RECIPE.storage.work}/{RECIPE.run}/{what}" if RECIPE.storage.work else ""
 
 
 def by_slurm():
@@ -192,7 +206,7 @@ def parent_of(wildcards):
 
 def judged_on(wildcards):
     """The local files of the prompts that heads and neurons of a derived model are judged on."""
-    return FILES["prompts"] if derived_of(wildcards).derive.narrows else []
+    return shipped(FILES["prompts"]) if derived_of(wildcards).derive.narrows else []
 
 
 def judging_prompts(wildcards):
@@ -212,9 +226,14 @@ def import_records():
     return [f"{folder}/imported.json" for folder in folders if folder.name in MODELS]
 
 
+def downloaded(wildcards, what):
+    """The folder that a model's `source` or `tokenizer` is downloaded into."""
+    return f"{RECIPE.results}/models/{wildcards.model}/{what}"
+
+
 def source_of(wildcards):
     """The Hugging Face folder that a model is imported from."""
-    return str(model_of(wildcards).local or f"{RECIPE.results}/models/{wildcards.model}/source")
+    return str(model_of(wildcards).local or here(downloaded(wildcards, "source")))
 
 
 def source_folder(name):
@@ -233,19 +252,20 @@ def model_sources(wildcards):
 def tokenizer_of(wildcards):
     """The folder that its tokenizer comes from."""
     own = model_of(wildcards).tokenizer is not None
-    return f"{RECIPE.results}/models/{wildcards.model}/tokenizer" if own else source_of(wildcards)
+    return here(downloaded(wildcards, "tokenizer")) if own else source_of(wildcards)
 
 
 def source_files(wildcards):
     """What an import reads: the files of a local folder one by one, a download as a whole."""
-    files = FILES[MODELS[wildcards.model]] or [source_of(wildcards)]
-    files = [*files, *template_files(model_of(wildcards), MODELS[wildcards.model])]
-    return [*files, tokenizer_of(wildcards)] if model_of(wildcards).tokenizer else files
+    model, name = model_of(wildcards), MODELS[wildcards.model]
+    files = shipped(FILES[name]) if model.local else [downloaded(wildcards, "source")]
+    files = [*files, *shipped(template_files(model, name))]
+    return [*files, downloaded(wildcards, "tokenizer")] if model.tokenizer else files
 
 
 def override_files(wildcards):
     """The files of a tokenizer that has a local folder of its own."""
-    return tokenizer_files(model_of(wildcards), MODELS[wildcards.model])
+    return shipped(tokenizer_files(model_of(wildcards), MODELS[wildcards.model]))
 
 
 def reference_of(wildcards):
@@ -276,20 +296,22 @@ def parity_files(wildcards):
 # Batches ------------------------------------------------------------------------------------------------------
 
 
-@cache
-def read_index(path, mtime):
-    return read_json(path)["batches"]
-
-
 def index_file(wildcards):
     """`prompts/index.json`; what asks for it is looked at again once the checkpoint has run."""
     return checkpoints.index_prompts.get().output[0]
 
 
+def index(wildcards):
+    """What the index holds."""
+    file = index_file(wildcards)
+    path = Path(file)
+    away = STORED and (workflow.is_main_process or not path.exists())  # a copy may be a killed run's
+    return fetched(file, None if away else path.stat().st_mtime_ns)
+
+
 def batches(wildcards):
     """{batch: hash and counts} of the index."""
-    path = Path(index_file(wildcards))
-    return read_index(path, path.stat().st_mtime_ns)
+    return index(wildcards)["batches"]
 
 
 def rows(wildcards):
@@ -304,7 +326,7 @@ def counts(wildcards):
 
 def index_digest(wildcards):
     """One hash of the whole index."""
-    return digest(read_json(index_file(wildcards)))
+    return digest(index(wildcards))
 
 
 def prompt_files(wildcards):
@@ -378,12 +400,12 @@ def training_data(wildcards):
 
 def published_files(wildcards):
     """The local files among a stage's data."""
-    return FILES[f"stages.{wildcards.stage}"]
+    return shipped(FILES[f"stages.{wildcards.stage}"])
 
 
 def held_out_files(wildcards):
     """The recipe's evaluation, where a stage is asked for it while it trains."""
-    return FILES["evaluation"] if RECIPE.stages[wildcards.stage].held_out == "evaluation" else []
+    return shipped(FILES["evaluation"]) if RECIPE.stages[wildcards.stage].held_out == "evaluation" else []
 
 
 def held_out_flag(wildcards):
@@ -431,7 +453,7 @@ def text_to_score(wildcards):
     kind, _, name = wildcards.text.rpartition("-")
     if kind == "published":
         stage, part = PUBLISHED[name]
-        return dataset_files(part, f"stages.{stage}.data")
+        return shipped(dataset_files(part, f"stages.{stage}.data"))
     return f"{RUN}/prompts/{name}.jsonl" if kind == "original" else f"{RUN}/completions/{name}.parquet"
 
 
@@ -440,7 +462,7 @@ def text_flag(wildcards):
     kind, _, name = wildcards.text.rpartition("-")
     if kind == "published":
         return f"--part={PUBLISHED[name][1].model_dump_json(exclude_defaults=True)}"
-    return f"--{'prompts' if kind == 'original' else 'completions'}={text_to_score(wildcards)}"
+    return f"--{'prompts' if kind == 'original' else 'completions'}={here(text_to_score(wildcards))}"
 
 
 def scored_params(wildcards):
@@ -506,7 +528,7 @@ def published_folder(wildcards):
 
 def publication_settings(wildcards):
     """What the place and its card tell of the recipe, and nothing that would publish again for no reason."""
-    unused = {"code", "results", "generation", "dataset", "evaluation", "report", "plan", "resources"}
+    unused = {"code", "results", "generation", "dataset", "evaluation", "report", "plan", "resources", "storage"}
     one = {"targets": {wildcards.where: RECIPE.publish.targets[wildcards.where]}}
     publish = RECIPE.publish.model_copy(update={"when": "asked", "remove_local": False, **one})
     return RECIPE.model_copy(update={"publish": publish}).model_dump_json(exclude_defaults=True, exclude=unused)

@@ -17,7 +17,7 @@ rule take_completions:
         "<logs>/take_completions/{batch}.log",
     benchmark:
         "<benchmarks>/take_completions/{batch}.tsv"
-    threads: 1
+    threads: cpus("other")
     resources:
         **needs("other"),
     wildcard_constraints:

@@ -12,12 +12,12 @@ rule build_dataset:
     output:
         directory("<run>/dataset"),
     params:
-        completions=f"{RUN}/completions",
+        completions=here(f"{RUN}/completions"),
         dataset=settings(RECIPE.dataset),
         num_generations=RECIPE.generation.num_generations,
         run=RECIPE.run,
         teacher=settings(RECIPE.models[RECIPE.teacher]),
-        teacher_params=params_of(RECIPE.teacher),
+        teacher_params=here(params_of(RECIPE.teacher)),
         teacher_source=source_folder(RECIPE.teacher),
         work=f"{RUN}/work/judgements",
         counts=counts,
@@ -26,7 +26,7 @@ rule build_dataset:
         "<logs>/build_dataset.log",
     benchmark:
         "<benchmarks>/build_dataset.tsv"
-    threads: 1
+    threads: cpus("other")
     resources:
         **needs("other"),
     message:

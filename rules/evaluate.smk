@@ -9,10 +9,11 @@ rule evaluate:
     input:
         params=scored_params,
         teacher=yardstick,
-        data=FILES["evaluation"],
+        data=shipped(FILES["evaluation"]),
     output:
         "<run>/evaluation/{scored}.json",
     params:
+        **contents(FILES["evaluation"]),
         evaluation=settings(RECIPE.evaluation),
         teacher=lambda w, input: [f"--teacher={path}" for path in input.teacher],
         max_target_length=answer_length,
@@ -22,7 +23,7 @@ rule evaluate:
         "<logs>/evaluate/{scored}.log",
     benchmark:
         "<benchmarks>/evaluate/{scored}.tsv"
-    threads: 1
+    threads: cpus("evaluate")
     resources:
         **needs("evaluate"),
         accelerator=DEVICE,
@@ -55,7 +56,7 @@ rule summarize:
         "<logs>/summarize.log",
     benchmark:
         "<benchmarks>/summarize.tsv"
-    threads: 1
+    threads: cpus("other")
     resources:
         **needs("other"),
     message:

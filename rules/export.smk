@@ -16,7 +16,7 @@ rule export_checkpoint:
         "<logs>/export_checkpoint/{stage}.log",
     benchmark:
         "<benchmarks>/export_checkpoint/{stage}.tsv"
-    threads: 1
+    threads: cpus("other")
     resources:
         **needs("other"),
     message:

@@ -20,11 +20,12 @@ rule generate:
         "<logs>/generate/{batch}.log",
     benchmark:
         "<benchmarks>/generate/{batch}.tsv"
-    threads: 1
+    threads: cpus("generate")
     resources:
         **needs("generate"),
         accelerator=1,
         idle_seconds=RECIPE.generation.idle_seconds,
+        kept=kept_at("samples"),
     wildcard_constraints:
         batch=batches_where("generated"),
     message:
@@ -36,6 +37,7 @@ rule generate:
         " --generation {params.generation:q}"
         " --template {params.template}"
         " --work {params.work:q}"
+        " {resources.kept:q}"
         " --idle-seconds {resources.idle_seconds}"
         " --out {output:q}"
         " 2>&1 | tee -i {log:q} >&2"

@@ -100,6 +100,9 @@ def keep_recipe():
 
 def print_outcome():
     """Where the page is that was just written, and the scores on it."""
+    if STORED:
+        print(f"\nDone: {storage_prefix()}/{RUN}", file=sys.stderr)
+        return
     page, summary = RECIPE.folder / "report.html", RECIPE.folder / "summary.json"
     if not page.exists() or page.stat().st_mtime < STARTED:
         return
@@ -120,7 +123,8 @@ def score_line(name, score):
 
 def print_errors():
     """Say at the end, where one looks, why jobs failed: the `error:` line of each, or else its last one."""
-    for log in dict.fromkeys(TERSE.failed):
+    logs = dict.fromkeys(TERSE.failed)
+    for log in [log for log in logs if Path(log).exists()] or logs:  # of a pod's there is a copy, what it said is here
         text = Path(log).read_text(encoding="utf-8", errors="replace") if Path(log).exists() else ""
         lines = re.findall(r"\berror: .*", text) or text.split("\n")[-2:-1] or ["it left no word"]
         print(f"\n{lines[-1]}\n  (the whole: {log})", file=sys.stderr)

@@ -25,8 +25,9 @@ rule score_logits:
         "<logs>/score_logits/{text}.log",
     benchmark:
         "<benchmarks>/score_logits/{text}.tsv"
-    threads: 1
+    threads: cpus("evaluate")
     resources:
+        **needs("evaluate"),
         accelerator=DEVICE,
     message:
         "score {wildcards.text}"
@@ -54,8 +55,9 @@ rule check_logits:
         "<logs>/check_logits.log",
     benchmark:
         "<benchmarks>/check_logits.tsv"
-    threads: 1
+    threads: cpus("evaluate")
     resources:
+        **needs("evaluate"),
         accelerator=DEVICE,
     message:
         "compute some logits again"

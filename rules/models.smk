@@ -15,7 +15,7 @@ rule download:
         "<logs>/download/{model}.log",
     benchmark:
         "<benchmarks>/download/{model}.tsv"
-    threads: 1
+    threads: cpus("other")
     resources:
         **needs("other"),
     message:
@@ -38,7 +38,7 @@ rule download_tokenizer:
         "<logs>/download_tokenizer/{model}.log",
     benchmark:
         "<benchmarks>/download_tokenizer/{model}.tsv"
-    threads: 1
+    threads: cpus("other")
     resources:
         **needs("other"),
     message:
@@ -57,6 +57,7 @@ rule import_checkpoint:
         params=directory("<models>/{model}/params"),
         record="<models>/{model}/imported.json",
     params:
+        **contents(lambda w: FILES[MODELS[w.model]]),
         source=source_of,
         tokenizer=tokenizer_of,
         model=model_settings,
@@ -65,7 +66,7 @@ rule import_checkpoint:
         "<logs>/import_checkpoint/{model}.log",
     benchmark:
         "<benchmarks>/import_checkpoint/{model}.tsv"
-    threads: 1
+    threads: cpus("other")
     resources:
         **needs("other"),
     message:
@@ -88,6 +89,7 @@ rule derive_student:
         params=directory("<models>/{derived}/params"),
         record="<models>/{derived}/imported.json",
     params:
+        **contents(FILES["prompts"]),
         model=derived_settings,
         prompts=judging_prompts,
         code=code("derive_student"),
@@ -95,7 +97,7 @@ rule derive_student:
         "<logs>/derive_student/{derived}.log",
     benchmark:
         "<benchmarks>/derive_student/{derived}.tsv"
-    threads: 1
+    threads: cpus("other")
     resources:
         **needs("other"),
     message:
@@ -123,7 +125,7 @@ rule check_pair:
         "<logs>/check_pair.log",
     benchmark:
         "<benchmarks>/check_pair.tsv"
-    threads: 1
+    threads: cpus("other")
     resources:
         **needs("other"),
     message:

@@ -19,7 +19,7 @@ rule make_plan:
         "<logs>/make_plan.log",
     benchmark:
         "<benchmarks>/make_plan.tsv"
-    threads: 1
+    threads: cpus("other")
     resources:
         **needs("other"),
     message:

@@ -10,20 +10,21 @@ and depends on their hash alone, so that one more batch or an appended dataset l
 
 checkpoint index_prompts:
     input:
-        data=FILES["prompts"],
+        data=shipped(FILES["prompts"]),
         teacher=params_of(RECIPE.teacher),
     output:
         "<run>/prompts/index.json",
     params:
+        **contents(FILES["prompts"]),
         prompts=settings(RECIPE.prompts),
         max_prefill_length=RECIPE.generation.max_prefill_length,
-        work=f"{RUN}/work/prompts",
+        work=prompt_rows(),
         code=code("index_prompts"),
     log:
         "<logs>/index_prompts.log",
     benchmark:
         "<benchmarks>/index_prompts.tsv"
-    threads: 1
+    threads: cpus("other")
     resources:
         **needs("other"),
     message:
@@ -45,12 +46,12 @@ rule prepare_prompts:
         "<run>/prompts/{batch}.jsonl",
     params:
         rows=rows,
-        work=f"{RUN}/work/prompts",
+        work=prompt_rows(),
     log:
         "<logs>/prepare_prompts/{batch}.log",
     benchmark:
         "<benchmarks>/prepare_prompts/{batch}.tsv"
-    threads: 1
+    threads: cpus("other")
     resources:
         **needs("other"),
     message:

@@ -19,7 +19,7 @@ rule publish_to:
         "<logs>/publish_to/{where}.log",
     benchmark:
         "<benchmarks>/publish_to/{where}.tsv"
-    threads: 1
+    threads: cpus("other")
     resources:
         **needs("other"),
     message:
@@ -48,7 +48,7 @@ rule remove_completions:
         "<logs>/remove_completions.log",
     benchmark:
         "<benchmarks>/remove_completions.tsv"
-    threads: 1
+    threads: cpus("other")
     resources:
         **needs("other"),
     message:

@@ -12,6 +12,7 @@ rule report:
         completions=completion_files,
         dataset="<run>/dataset",
         metrics=expand("<run>/students/{stage}/metrics.jsonl", stage=RECIPE.stages),
+        final=expand("<run>/students/{stage}/final.json", stage=RECIPE.stages),
         scores=expand("<run>/evaluation/{scored}.json", scored=SCORED),
         summary="<run>/summary.json" if SCORED else [],
     output:
@@ -25,7 +26,7 @@ rule report:
         "<logs>/report.log",
     benchmark:
         "<benchmarks>/report.tsv"
-    threads: 1
+    threads: cpus("other")
     resources:
         **needs("other"),
     message:

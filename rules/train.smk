@@ -20,6 +20,7 @@ rule train:
         final="<run>/students/{stage}/final.json",
         metrics="<run>/students/{stage}/metrics.jsonl",
     params:
+        **contents(lambda w: FILES[f"stages.{w.stage}"]),
         folder=lambda w, output: Path(output.params).parent,
         stage=stage_settings,
         teacher=lambda w, input: [f"--teacher={path}" for path in input.teacher],
@@ -33,10 +34,11 @@ rule train:
         "<logs>/train/{stage}.log",
     benchmark:
         "<benchmarks>/train/{stage}.tsv"
-    threads: 1
+    threads: cpus("train")
     resources:
         **needs("train"),
         **together(),
+        kept=kept_at("students"),
         accelerator=DEVICE,
     message:
         "train {wildcards.stage}"
@@ -52,5 +54,6 @@ rule train:
         " --template {params.template}"
         " --max-length {params.max_length}"
         " --folder {params.folder:q}"
+        " {resources.kept:q}"
         " {input.data:q}"
         " 2>&1 | tee -i {log:q} >&2"

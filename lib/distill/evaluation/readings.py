@@ -53,9 +53,9 @@ class Run:
         return self.folder.joinpath(*parts)
 
     def label(self, *parts: str) -> str:
-        """The file's name as a reader may look for it: of an absolute path the last folders only."""
+        """The file's name as a reader may look for it: of an absolute path, or a copy's, the last folders only."""
         folder = self.folder
-        if folder.is_absolute():
+        if folder.is_absolute() or folder != self.recipe.folder:
             folder = Path(*folder.parts[-2:])
         return folder.joinpath(*parts).as_posix()
 
