@@ -132,6 +132,15 @@ def test_what_cannot_be_sent_is_said_once(tmp_path: Path, capsys: pytest.Capture
     assert "a retry elsewhere would start over" in told
 
 
+def test_a_folder_is_made_a_bucket_is_not(bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    scheme, separator, _ = bucket.rpartition("://")
+    place = f"{scheme}://not-there-{tmp_path.name[-4:].strip('_')}/work" if separator else f"{bucket}/not/there"
+    copy = Kept(write(tmp_path / "steps", identity="{}"), place, whole)
+    assert not copy.fetch()
+    copy._try()
+    assert ("cannot be written" in capsys.readouterr().err) == bool(separator)
+
+
 def test_it_is_sent_while_the_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "EVERY", 0.01)
     here = write(tmp_path / "steps", **{"3_a": "three"})

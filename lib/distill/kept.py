@@ -38,7 +38,7 @@ class Kept:
         self._fs, self._at = _open(place)
         self._token, self._rounds = uuid.uuid4().hex[:8], 0
         self._sent: dict[str, dict[str, Any]] = {}
-        self._said, self._closed = "", threading.Event()
+        self._said, self._closed = False, threading.Event()
         self._thread: threading.Thread | None = None
 
     def fetch(self) -> bool:
@@ -57,7 +57,7 @@ class Kept:
                     if target.stat().st_size != file["size"]:
                         raise OSError(f"{file['at']} has {target.stat().st_size} bytes, not {file['size']}")
                 (Path(folder) / self.local.name).rename(self.local)
-        except (OSError, *_client_errors()) as error:
+        except Exception as error:  # each client has its own
             raise DistillError(
                 f"{self.place} cannot be read ({_words(error)}): what is kept there is needed to go on; see to it, or "
                 "leave storage.work out to start over"
@@ -85,8 +85,12 @@ class Kept:
         if self._thread:
             self._thread.join()
             self._thread = None
-        with suppress(FileNotFoundError):
+        try:
             self._fs.rm(self._at, recursive=True)
+        except FileNotFoundError:
+            pass
+        except Exception as error:  # what was made of it is there
+            print(f"{self.place} cannot be deleted ({_words(error)}): nobody needs it any more", file=sys.stderr)
 
     def send(self) -> None:
         """Let `place` hold what is whole here, and nothing else."""
@@ -118,12 +122,15 @@ class Kept:
         try:
             if self.local.exists():
                 self.send()
-        except FileNotFoundError:
-            pass  # deleted while it was read
-        except (OSError, *_client_errors()) as error:
-            if (words := _words(error)) != self._said:
+            self._said = False
+        except Exception as error:  # whatever a client raises, the work itself goes on
+            lost = error.filename if isinstance(error, FileNotFoundError) else None
+            if lost and Path(lost).is_relative_to(self._root):
+                return  # deleted while it was read; a bucket that does not exist has no file's name
+            if not self._said:
+                words = _words(error)
                 print(f"{self.place} cannot be written ({words}): a retry elsewhere would start over", file=sys.stderr)
-                self._said = words
+            self._said = True
 
     def _manifest(self) -> dict[str, dict[str, Any]]:
         try:
@@ -133,7 +140,8 @@ class Kept:
 
     def _put(self, at: str, opened: Any, size: int) -> None:
         path = f"{self._at}/{at}"
-        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        if "://" not in self.place:  # of a bucket it would make one whose name is misspelt
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
         with self._fs.open(path, "wb") as out:
             while size and (data := opened.read(min(size, 2**24))):
                 out.write(data)
@@ -196,13 +204,6 @@ def _open(place: str) -> tuple[Any, str]:
             f"{place} needs a client that is not installed ({error}): pip install 'distill[publish]'"
         ) from None
     return fs, at.rstrip("/")
-
-
-def _client_errors() -> tuple[type[Exception], ...]:
-    """What clients raise beside OSErrors, of those that are loaded."""
-    botocore, gcsfs = sys.modules.get("botocore.exceptions"), sys.modules.get("gcsfs.retry")
-    found = [botocore.BotoCoreError, botocore.ClientError] if botocore else []
-    return tuple(found + ([gcsfs.HttpError] if gcsfs else []))
 
 
 def _stamp(file: Path) -> tuple[int, int]:
