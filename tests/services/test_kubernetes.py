@@ -144,7 +144,7 @@ def alone(finished: Finished) -> Path:
 
 def test_what_comes_out_is_what_one_machine_makes(finished: Finished, alone: Path) -> None:
     timed = ("logs", "benchmarks", "work", "report.html", "recipe.yaml")
-    weights = re.compile(r"students/.*/params/weights/|final\.json|metrics\.jsonl|\.snakemake_timestamp")
+    weights = re.compile(r"students/.*/params/weights/|final\.json|metrics\.jsonl|steps\.lock|\.snakemake_timestamp")
 
     def files(folder: Path) -> dict[str, bytes]:
         found = {str(f.relative_to(folder)): f for f in sorted(folder.rglob("*")) if f.is_file()}
