@@ -99,6 +99,8 @@ def finished(bucket: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             output, _ = process.communicate(timeout=1800)
         finally:
             process.kill()
+            process.wait()
+            process.stdout.close()
         said = "\n".join(cluster.words(pod)[-3000:] for pod in cluster.all if pod.exit_code)
         assert process.returncode == 0, f"{output}\n{said}"
         yield Finished(project, cluster, output, fetch(bucket, "here/results", folder / "fetched"), bucket)
@@ -106,7 +108,7 @@ def finished(bucket: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 def kill_when_kept(cluster: Cluster, bucket: Any, process: subprocess.Popen) -> None:
     """Kill the trainer's pod once the bucket has a checkpoint."""
-    deadline = time.monotonic() + 1500
+    deadline = time.monotonic() + 1800  # a start of a pod takes 10 s of two processors, minutes where they are busy
     while True:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "it never came to that"
