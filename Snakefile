@@ -9,17 +9,27 @@ include: "rules/common.smk"
 include: "rules/storage.smk"
 include: "rules/hooks.smk"
 include: "rules/models.smk"
-include: "rules/prompts.smk"
-include: "rules/generate.smk"
-include: "rules/completions.smk"
-include: "rules/dataset.smk"
-include: "rules/logits.smk"
+
+
+if RECIPE.teacher:
+
+    include: "rules/pair.smk"
+    include: "rules/logits.smk"
+    include: "rules/evidence.smk"
+
+
+if RECIPE.prompts:
+
+    include: "rules/prompts.smk"
+    include: "rules/generate.smk" if RECIPE.dataset.completions == "generated" else "rules/completions.smk"
+    include: "rules/dataset.smk"
+
+
 include: "rules/train.smk"
 include: "rules/export.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
 include: "rules/plan.smk"
-include: "rules/evidence.smk"
 include: "rules/parity.smk"
 include: "rules/publish.smk"
 
@@ -28,10 +38,10 @@ rule all:
     default_target: True
     input:
         import_records(),
-        "<run>/compatibility.json",
+        "<run>/compatibility.json" if RECIPE.teacher else [],
         prompt_files,
         kept_completions,
-        "<run>/dataset",
+        "<run>/dataset" if RECIPE.prompts else [],
         "<run>/logits/check.json" if SOFT else [],
         expand("<run>/students/{stage}/params", stage=RECIPE.stages),
         expand("<run>/export/{stage}", stage=RECIPE.stages),
@@ -48,21 +58,21 @@ rule prompts:
     input:
         prompt_files,
     message:
-        "prompts are there"
+        "prompts are there" if RECIPE.prompts else "the recipe has no prompts"
 
 
 rule completions:
     input:
         completion_files,
     message:
-        "completions are there"
+        "completions are there" if RECIPE.prompts else "the recipe has no prompts to be completed"
 
 
 rule dataset:
     input:
-        "<run>/dataset",
+        "<run>/dataset" if RECIPE.prompts else [],
     message:
-        "the dataset is there"
+        "the dataset is there" if RECIPE.prompts else "the recipe has no prompts to make a dataset of"
 
 
 rule logits:

@@ -34,7 +34,7 @@ def read_recipe_or_exit():
     """The recipe and the local files that it names; what is wrong ends Snakemake with one line."""
     try:
         recipe = load_recipe(config)
-        files = {"prompts": prompt_sources(recipe.prompts)}
+        files = {"prompts": prompt_sources(recipe.prompts) if recipe.prompts else []}
         files["evaluation"] = dataset_files(recipe.evaluation, "evaluation") if recipe.evaluation else []
         for name, stage in recipe.stages.items():
             parts = [part for part in stage.data if part.published]
@@ -53,7 +53,7 @@ RUN = str(RECIPE.folder)
 STORED = workflow.storage_settings.default_storage_provider
 MODELS = {f"{name}-{RECIPE.id8(name)}": name for name in RECIPE.models}
 DERIVED = [model for model, name in MODELS.items() if RECIPE.models[name].derive]
-SCORED = [RECIPE.teacher, RECIPE.student, *RECIPE.stages] if RECIPE.evaluation else []
+SCORED = [name for name in (RECIPE.teacher, RECIPE.student, *RECIPE.stages) if name] if RECIPE.evaluation else []
 
 
 def one_of(models):
@@ -221,7 +221,7 @@ def import_records():
     A job that fails takes its old outputs with it, and the next run misses none that nobody lists: it would say
     that all is there. The weights are not listed, since they may be deleted once all is made of them.
     """
-    used = {RECIPE.teacher, RECIPE.student, *(stage.init for stage in RECIPE.stages.values())}
+    used = {RECIPE.reader, RECIPE.student, *(stage.init for stage in RECIPE.stages.values())}
     folders = [Path(params_of(name)).parent for name in RECIPE.models if name in used]
     return [f"{folder}/imported.json" for folder in folders if folder.name in MODELS]
 
@@ -297,8 +297,8 @@ def parity_files(wildcards):
 
 
 def index_file(wildcards):
-    """`prompts/index.json`; what asks for it is looked at again once the checkpoint has run."""
-    return checkpoints.index_prompts.get().output[0]
+    """`prompts/index.json`, if there are prompts; what asks for it is looked at again once the checkpoint has run."""
+    return checkpoints.index_prompts.get().output[0] if RECIPE.prompts else []
 
 
 def index(wildcards):
@@ -325,24 +325,16 @@ def counts(wildcards):
 
 
 def index_digest(wildcards):
-    """One hash of the whole index."""
-    return digest(index(wildcards))
+    """One hash of the whole index; nothing for a recipe without prompts."""
+    return digest(index(wildcards)) if RECIPE.prompts else []
 
 
 def prompt_files(wildcards):
-    return [f"{RUN}/prompts/{batch}.jsonl" for batch in batches(wildcards)]
+    return [f"{RUN}/prompts/{batch}.jsonl" for batch in batches(wildcards)] if RECIPE.prompts else []
 
 
 def completion_files(wildcards):
-    return [f"{RUN}/completions/{batch}.parquet" for batch in batches(wildcards)]
-
-
-def batches_where(completions):
-    """Which batches a maker of completions is for: all of them, or none where they are made in the other way.
-
-    With two makers of a file Snakemake builds a job of each, for every batch, before it takes one.
-    """
-    return r"\d+" if RECIPE.dataset.completions == completions else "never"
+    return [f"{RUN}/completions/{batch}.parquet" for batch in batches(wildcards)] if RECIPE.prompts else []
 
 
 # Stages and scores --------------------------------------------------------------------------------------------
@@ -472,8 +464,8 @@ def scored_params(wildcards):
 
 
 def yardstick(wildcards):
-    """The teacher, whom all others are compared with."""
-    return [] if wildcards.scored == RECIPE.teacher else [params_of(RECIPE.teacher)]
+    """The teacher, whom all others are compared with, if there is one."""
+    return [] if RECIPE.teacher in (None, wildcards.scored) else [params_of(RECIPE.teacher)]
 
 
 def length_of(wildcards):
@@ -528,7 +520,11 @@ def published_folder(wildcards):
 
 def publication_settings(wildcards):
     """What the place and its card tell of the recipe, and nothing that would publish again for no reason."""
-    unused = {"code", "results", "generation", "dataset", "evaluation", "report", "plan", "resources", "storage"}
+    unused = {"code", "results", "generation", "evaluation", "comparison", "report", "plan", "resources", "storage"}
+    if any(stage.held_out == "evaluation" for stage in RECIPE.stages.values()):
+        unused.remove("evaluation")  # or the recipe is none
     one = {"targets": {wildcards.where: RECIPE.publish.targets[wildcards.where]}}
     publish = RECIPE.publish.model_copy(update={"when": "asked", "remove_local": False, **one})
-    return RECIPE.model_copy(update={"publish": publish}).model_dump_json(exclude_defaults=True, exclude=unused)
+    dataset = type(RECIPE.dataset)(completions="own") if RECIPE.dataset.completions == "own" else type(RECIPE.dataset)()
+    told = RECIPE.model_copy(update={"publish": publish, "dataset": dataset})
+    return told.model_dump_json(exclude_defaults=True, exclude=unused)

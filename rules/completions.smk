@@ -7,7 +7,7 @@ out: completions/{batch}.parquet
 
 rule take_completions:
     input:
-        teacher=params_of(RECIPE.teacher),
+        teacher=params_of(RECIPE.reader),
         prompts="<run>/prompts/{batch}.jsonl",
     output:
         "<run>/completions/{batch}.parquet",
@@ -20,8 +20,6 @@ rule take_completions:
     threads: cpus("other")
     resources:
         **needs("other"),
-    wildcard_constraints:
-        batch=batches_where("own"),
     message:
         "take completions {wildcards.batch}"
     shell:

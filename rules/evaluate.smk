@@ -17,7 +17,7 @@ rule evaluate:
         evaluation=settings(RECIPE.evaluation),
         teacher=lambda w, input: [f"--teacher={path}" for path in input.teacher],
         max_target_length=answer_length,
-        template=RECIPE.prompts.chat_template,
+        template=RECIPE.chat_template,
         code=code("evaluate"),
     log:
         "<logs>/evaluate/{scored}.log",
@@ -48,7 +48,7 @@ rule summarize:
         "<run>/summary.json",
     params:
         run=RECIPE.run,
-        teacher=RECIPE.teacher,
+        teacher=f"--teacher={RECIPE.teacher}" if RECIPE.teacher else [],
         student=RECIPE.student,
         stages=[f"--stage={stage}" for stage in RECIPE.stages],
         code=code("summarize"),
@@ -64,7 +64,7 @@ rule summarize:
     shell:
         '"$PYTHON" "$SCRIPTS"/summarize.py'
         " --run {params.run:q}"
-        " --teacher {params.teacher:q}"
+        " {params.teacher:q}"
         " --student {params.student:q}"
         " {params.stages:q}"
         " --out {output:q}"

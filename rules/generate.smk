@@ -26,8 +26,6 @@ rule generate:
         accelerator=1,
         idle_seconds=RECIPE.generation.idle_seconds,
         kept=kept_at("samples"),
-    wildcard_constraints:
-        batch=batches_where("generated"),
     message:
         "generate {wildcards.batch}"
     shell:

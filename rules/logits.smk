@@ -19,7 +19,7 @@ rule score_logits:
         widths=[f"--{kind}={k}" for kind, k in RECIPE.scored_logits.items()],
         seed=RECIPE.generation.seed,
         max_target_length=RECIPE.generation.max_target_length,
-        template=RECIPE.prompts.chat_template,
+        template=RECIPE.chat_template,
         code=code("score_logits"),
     log:
         "<logs>/score_logits/{text}.log",

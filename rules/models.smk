@@ -1,7 +1,7 @@
 """Checkpoints.
 
 in:  a Hub id, a Hugging Face folder, or a params folder such as another run's student (taken as it is)
-out: models/{model}/params/ of each with imported.json, and compatibility.json of teacher and student
+out: models/{model}/params/ of each with imported.json
 """
 
 
@@ -109,31 +109,4 @@ rule derive_student:
         " {params.prompts:q}"
         " --out {output.params:q}"
         " --record {output.record:q}"
-        " 2>&1 | tee -i {log:q} >&2"
-
-
-rule check_pair:
-    input:
-        teacher=params_of(RECIPE.teacher),
-        student=params_of(RECIPE.student),
-    output:
-        "<run>/compatibility.json",
-    params:
-        objectives=soft_objectives(),
-        code=code("check_pair"),
-    log:
-        "<logs>/check_pair.log",
-    benchmark:
-        "<benchmarks>/check_pair.tsv"
-    threads: cpus("other")
-    resources:
-        **needs("other"),
-    message:
-        "compare the tokenizers of teacher and student"
-    shell:
-        '"$PYTHON" "$SCRIPTS"/check_pair.py'
-        " --teacher {input.teacher:q}"
-        " --student {input.student:q}"
-        " {params.objectives:q}"
-        " --out {output:q}"
         " 2>&1 | tee -i {log:q} >&2"

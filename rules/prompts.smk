@@ -11,7 +11,7 @@ and depends on their hash alone, so that one more batch or an appended dataset l
 checkpoint index_prompts:
     input:
         data=shipped(FILES["prompts"]),
-        teacher=params_of(RECIPE.teacher),
+        teacher=params_of(RECIPE.reader),
     output:
         "<run>/prompts/index.json",
     params:

@@ -7,10 +7,10 @@ out: report.html
 
 rule report:
     input:
-        compatibility="<run>/compatibility.json",
+        compatibility="<run>/compatibility.json" if RECIPE.teacher else [],
         index=ancient(index_file),
         completions=completion_files,
-        dataset="<run>/dataset",
+        dataset="<run>/dataset" if RECIPE.prompts else [],
         metrics=expand("<run>/students/{stage}/metrics.jsonl", stage=RECIPE.stages),
         final=expand("<run>/students/{stage}/final.json", stage=RECIPE.stages),
         scores=expand("<run>/evaluation/{scored}.json", scored=SCORED),

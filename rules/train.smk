@@ -27,7 +27,7 @@ rule train:
         told=lambda w, input: [f"--told={path}" for path in input.told],
         told_by=lambda w, input: [f"--told-by={path}" for path in input.told_by],
         evaluation=held_out_flag,
-        template=RECIPE.prompts.chat_template,
+        template=RECIPE.chat_template,
         max_length=length_of,
         code=code("train"),
     log:

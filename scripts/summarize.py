@@ -13,12 +13,12 @@ PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.option("--run", required=True, help="the run's name")
-@click.option("--teacher", required=True, help="the teacher's name")
+@click.option("--teacher", help="the teacher's name, if there is one")
 @click.option("--student", required=True, help="the student's name")
 @click.option("--stage", "stages", multiple=True, help="a stage's name; give each")
 @click.option("--out", type=PATH, required=True, help="JSON file to write")
 @click.argument("evaluations", type=PATH, nargs=-1, required=True)
-def main(run: str, teacher: str, student: str, stages: tuple[str], out: Path, evaluations: tuple[Path]) -> None:
+def main(run: str, teacher: str | None, student: str, stages: tuple[str], out: Path, evaluations: tuple[Path]) -> None:
     """Add the scores of EVALUATIONS ({name}.json) up: the share of the gap that each stage recovered."""
     with explained():
         by_name = {path.stem: path for path in evaluations}

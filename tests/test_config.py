@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill.config import load_recipe, read_recipe
+from distill.config import Recipe, load_recipe, read_recipe
 from distill.errors import DistillError
 
 RECIPE = {
@@ -116,6 +116,62 @@ JUDGE = {"endpoint": "http://localhost:1", "model": "m", "prompt": "{{ completio
 def test_what_is_wrong_is_named_with_its_remedy(path: str, value: object, said: str) -> None:
     with pytest.raises(DistillError) as error:
         load_recipe(changed(path, value))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+ALONE = {
+    "run": "test",
+    "models": {"student": {"source": "org/student"}},
+    "stages": {"sft": {"init": "student", "steps": 10, "data": [{"source": "qa.jsonl"}]}},
+}
+"""A recipe without teacher and prompts."""
+
+
+def test_a_recipe_needs_neither_teacher_nor_prompts() -> None:
+    recipe = load_recipe(ALONE)
+    assert (recipe.teacher, recipe.prompts, recipe.reader) == (None, None, "student")
+    assert Recipe.model_validate_json(recipe.model_dump_json(exclude_defaults=True)) == recipe
+    own = load_recipe(ALONE | {"prompts": {"source": "p.jsonl"}, "dataset": {"completions": "own"}})
+    assert (own.teacher, own.reader) == (None, "student")
+    asked = {"init": "student", "steps": 1, "data": [{"source": "qa.jsonl"}], "objective": "logits"}
+    teacher = {"models": ALONE["models"] | {"big": {"source": "org/big"}}, "stages": {"kd": asked}}
+    assert load_recipe(ALONE | teacher | {"teacher": "big"}).teacher_of("kd") == "big"
+    assert load_recipe(ALONE | teacher | {"stages": {"kd": asked | {"teacher": "big"}}}).teacher is None
+
+
+def test_the_recipe_that_the_documentation_calls_whole_is_one(root: Path) -> None:
+    section = (root / "docs/training.md").read_text().split("## Without a teacher")[1]
+    recipe = load_recipe(yaml.safe_load(section.split("```yaml")[1].split("```")[0]))
+    assert (recipe.teacher, recipe.prompts, list(recipe.stages)) == (None, None, ["sft"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"teacher": "techer"}, "teacher: techer is not among models"),
+        ({"prompts": {"source": "p.jsonl"}}, "teacher is not among models (there is student), and prompts are there"),
+        ({"prompts": {"source": "p.jsonl"}, "models": {"student": {"source": "s"}, "teahcer": {"source": "t"}}},
+         "teacher is not among models (did you mean teahcer?)"),
+        ({"stages": {"sft": {"init": "student", "steps": 1}}},
+         "stages.sft.data: generated comes of the recipe's prompts, and it has none: add prompts, or name a published"),
+        ({"stages": {"sft": {"init": "student", "steps": 1, "data": "original"}}},
+         "stages.sft.data: original comes of the recipe's prompts"),
+        ({"stages": {"kd": {"init": "student", "steps": 1, "data": [{"source": "q"}], "objective": "logits"}}},
+         "stages.kd: objective logits needs a teacher's logits: name one among models, in `teacher`"),
+        ({"stages": {"kd": {"init": "student", "steps": 1, "data": [{"source": "q"}], "objective": "topk_logits"}}},
+         "stages.kd: objective topk_logits needs a teacher's logits"),
+        ({"publish": {"targets": {"x": {"to": "gs://b"}}}},
+         "publish.targets.x.what: without prompts the recipe makes no dataset: name a stage"),
+        ({"dataset": {"keep_length": True}}, "dataset.keep_length: without prompts the recipe makes no dataset: rem"),
+        ({"comparison": {"baseline": "sft"}}, "comparison measures how far arms go towards the teacher, and there is"),
+        ({"models": {"student": {"derive": {"from": "big", "heads": 2}}, "big": {"source": "org/big"}}},
+         "models.student.derive: heads and neurons are judged on prompts, and there are none"),
+    ],
+)  # fmt: skip
+def test_what_needs_a_teacher_or_prompts_says_so(changes: dict, said: str) -> None:
+    with pytest.raises(DistillError) as error:
+        load_recipe(ALONE | changes)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 

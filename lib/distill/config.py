@@ -845,9 +845,9 @@ class Recipe(Settings):
     results: Path = Path("results")
     code: Literal["tracked", "pinned"] = "tracked"
     models: dict[str, Model]
-    teacher: str = "teacher"
+    teacher: str | None = Field("teacher", description="none where models has no `teacher` and none is named")
     student: str = "student"
-    prompts: Prompts
+    prompts: Prompts | None = None
     generation: Generation = Generation()
     dataset: Dataset = Dataset()
     stages: dict[str, Stage]
@@ -863,6 +863,13 @@ class Recipe(Settings):
     @classmethod
     def _a_stage_for_each_seed(cls, stages: Any) -> Any:
         return with_seeds(stages) if isinstance(stages, dict) else stages
+
+    @model_validator(mode="before")
+    @classmethod
+    def _maybe_no_teacher(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "teacher" not in values and "teacher" not in (values.get("models") or ()):
+            return values | {"teacher": None}
+        return values
 
     @field_validator("run")
     @classmethod
@@ -880,7 +887,7 @@ class Recipe(Settings):
                 if not re.match(NAME, name):
                     raise ValueError(f"{kind} {name!r}: a name has letters, digits, `.`, `_` and `-` only")
         for role in ("teacher", "student"):
-            if (name := getattr(self, role)) not in self.models:
+            if (name := getattr(self, role)) is not None and name not in self.models:
                 raise ValueError(f"{role}: {name} is not among models{did_you_mean(name, self.models)}")
         if both := set(self.models) & set(self.stages):
             raise ValueError(f"{', '.join(sorted(both))}: both a model and a stage, rename one")
@@ -908,9 +915,51 @@ class Recipe(Settings):
                     f"publish.targets.{name}.what: {target.what} is neither the dataset nor a stage"
                     f"{did_you_mean(target.what, whats)}"
                 )
-        unknown = all(source.reference is None and source.completion is None for source in self.prompts.sources)
-        if self.dataset.verifier and unknown:
+        sources = self.prompts.sources if self.prompts else []
+        unknown = all(source.reference is None and source.completion is None for source in sources)
+        if self.prompts and self.dataset.verifier and unknown:
             raise ValueError("dataset.verifier needs prompts.reference, the column of right answers")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_of_a_teacher_that_is_not_there(self) -> "Recipe":
+        if self.teacher is not None:
+            return self
+        remedy = "name one among models, in `teacher`"
+        if self.prompts and self.dataset.completions == "generated":
+            close = did_you_mean("teacher", self.models)
+            raise ValueError(
+                f"teacher is not among models{close}, and prompts are there to be answered: {remedy}, or take the "
+                "answers they came with (dataset.completions: own), or leave prompts out and name published data in "
+                "stages"
+            )
+        for name, stage in self.stages.items():
+            if stage.objective == "topk_logits" or (stage.asks_teacher and stage.teacher is None):
+                raise ValueError(f"stages.{name}: objective {stage.objective} needs a teacher's logits: {remedy}")
+        if self.comparison is not None:
+            raise ValueError(f"comparison measures how far arms go towards the teacher, and there is none: {remedy}")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_of_prompts_that_are_not_there(self) -> "Recipe":
+        if self.prompts is not None:
+            return self
+        for name, stage in self.stages.items():
+            if made := next((part.source for part in stage.data if not part.published), None):
+                raise ValueError(
+                    f"stages.{name}.data: {made} comes of the recipe's prompts, and it has none: add prompts, or name "
+                    "a published set (`- source: ...`)"
+                )
+        for name, model in self.models.items():
+            if model.derive and model.derive.narrows:
+                raise ValueError(f"models.{name}.derive: heads and neurons are judged on prompts, and there are none")
+        for name, target in self.publish.targets.items():
+            if target.what == "dataset":
+                raise ValueError(
+                    f"publish.targets.{name}.what: without prompts the recipe makes no dataset: name a stage"
+                )
+        if odd := sorted(self.dataset.model_fields_set):
+            raise ValueError(f"dataset.{odd[0]}: without prompts the recipe makes no dataset: remove it")
         return self
 
     @model_validator(mode="after")
@@ -968,6 +1017,16 @@ class Recipe(Settings):
             if stage.objective == "topk_logits" and not captured:
                 widths[stage.kind] = max(widths[stage.kind], stage.k)
         return widths
+
+    @property
+    def reader(self) -> str:
+        """The model whose tokenizer reads the prompts: the teacher, or the student where there is none."""
+        return self.teacher or self.student
+
+    @property
+    def chat_template(self) -> Literal["tokenizer", "none"]:
+        """How conversations become text."""
+        return self.prompts.chat_template if self.prompts else "tokenizer"
 
     def teacher_of(self, stage: str) -> str | None:
         """The model whose logits a stage asks for while it trains, or None where it asks for none."""

@@ -31,6 +31,16 @@ def recipe_of(stages: list[str], evaluated: bool = True, **report: object) -> Re
     })  # fmt: skip
 
 
+def alone_recipe() -> Recipe:
+    """A recipe without teacher and prompts."""
+    return load_recipe({
+        "run": "demo",
+        "models": {"student": {"source": "demo/student"}},
+        "stages": {"sft": {"init": "student", "steps": 1200, "data": [{"source": "published.jsonl"}]}},
+        "evaluation": {"source": "demo/held-out.jsonl", "reference": "reference"},
+    })  # fmt: skip
+
+
 def build_run(
     folder: Path,
     recipe: Recipe,
@@ -41,22 +51,24 @@ def build_run(
     chance = random.Random(0)
     for name in recipe.stages:
         _stage(folder, name, chance)
-    _completions(folder, chance)
-    _ledger(folder)
-    write_json(folder / "compatibility.json", _compatibility())
-    write_json(folder / "prompts" / "index.json", {
-        "schema": 1, "batches": {},
-        "source": {"source": recipe.prompts.source, "split": "train", "sha256": digest("prompts")},
-    })  # fmt: skip
+    if recipe.teacher:
+        write_json(folder / "compatibility.json", _compatibility())
+    if recipe.prompts:
+        _completions(folder, chance)
+        _ledger(folder)
+        write_json(folder / "prompts" / "index.json", {
+            "schema": 1, "batches": {},
+            "source": {"source": recipe.prompts.source, "split": "train", "sha256": digest("prompts")},
+        })  # fmt: skip
     if recipe.evaluation is None:
         return folder
     shares = {"teacher": 1.0, "student": 0.02}
-    names = [recipe.teacher, recipe.student, *recipe.stages]
+    names = [name for name in (recipe.teacher, recipe.student, *recipe.stages) if name]
     for place, name in enumerate(names):
         share = hit(name) if hit else shares.get(name, 0.84 + 0.1 * (place - 2))
         write_json(folder / "evaluation" / f"{name}.json", evaluation(name, share, wrong))
     files = {name: folder / "evaluation" / f"{name}.json" for name in names}
-    write_json(folder / "summary.json", summarize(files, "teacher", "student", list(recipe.stages), recipe.run))
+    write_json(folder / "summary.json", summarize(files, recipe.teacher, "student", list(recipe.stages), recipe.run))
     return folder
 
 

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from evaluation.run_folder import build_run, evaluation, recipe_of
+from evaluation.run_folder import alone_recipe, build_run, evaluation, recipe_of
 
 from distill.config import Recipe
 from distill.errors import DistillError
@@ -70,6 +70,16 @@ def test_ids_are_unique_and_every_reference_meets_one(folder: Path) -> None:
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page)) <= {(i, "") for i in ids} | {("", i) for i in ids}
+
+
+def test_without_a_teacher_and_prompts_it_tells_of_neither(folder: Path) -> None:
+    recipe = alone_recipe()
+    page = words(render(build_run(folder, recipe), recipe))
+    assert "student learned from answers that were there: published.jsonl." in page
+    assert re.search(r"gives exactly the reference answer [\d.]+% of the time; before, it was 2\.\d%\.", page)
+    assert "sft: the recipe has no teacher to measure the gap by." in page
+    assert not re.search(r"None|Completions|Compatibility|Prompts read|the teacher’s|is the teacher", page)
+    assert f"{100 * read_json(folder / 'summary.json')['models']['sft']['exact_match']:.1f}%" in page
 
 
 def test_hostile_text_stays_text(folder: Path) -> None:

@@ -83,6 +83,15 @@ def test_a_gap_that_means_nothing_is_null_with_its_reason(
     json.dumps(found, allow_nan=False)
 
 
+def test_without_a_teacher_there_is_no_gap_to_recover(folder: Path) -> None:
+    write_json(folder / "student.json", {"exact_match": 0.1, "nll": 3.0})
+    write_json(folder / "sft.json", {"exact_match": 0.8, "nll": 0.4})
+    found = summarize({name: folder / f"{name}.json" for name in ("student", "sft")}, None, "student", ["sft"], "r")
+    reason = "the recipe has no teacher to measure the gap by"
+    assert found["stages"]["sft"] == {"gap_recovered": None, "gap_recovered_nll": None, "reason": reason}
+    assert found["models"]["sft"]["exact_match"] == 0.8
+
+
 def test_a_model_that_was_not_evaluated_is_named(folder: Path) -> None:
     found = summary_of(folder, student={"exact_match": 0.1, "nll": 3.0}, sft={"exact_match": 0.2, "nll": 2.0})
     reason = "exact_match: no score of teacher; nll: no score of teacher"

@@ -124,6 +124,19 @@ def test_a_model_without_a_configuration_is_named(tmp_path: Path, configs: dict[
     assert list(counted["memory_per_device"]) == ["train sft"]
 
 
+def test_without_teacher_and_prompts_there_are_stages_alone(tmp_path: Path, configs: dict[str, Path | None]) -> None:
+    alone = recipe({"models": {"student": {"source": "org/small"}}, "prompts": None, "stages": {
+        "sft": {"init": "student", "epochs": 2, "batch_size": 8, "data": [{"source": "org/qa"}]}
+    }, "plan": {"compile": False, "rows": {"org/qa": 400}}})  # fmt: skip
+    counted = plan(alone, tmp_path / "index.json", {"student": configs["student"]})
+    assert counted["stages"]["sft"]["steps"] == 100
+    assert list(counted["work"]) == ["train sft"]
+    assert not any("prompts" in target["path"] or "dataset" in target["path"] for target in counted["targets"])
+    lines = [" ".join(line.split()) for line in table(counted).splitlines()]
+    assert "teacher none" in lines
+    assert not any(line.startswith(("prompts", "samples", "batches")) for line in lines)
+
+
 def test_a_device_nobody_knows_is_refused() -> None:
     with pytest.raises(DistillError, match=r"H10 is not known \(did you mean H100\?\): leave it out, and give"):
         machine(recipe({"plan": {"device": "H10"}}).plan)

@@ -112,7 +112,7 @@ def write_card(
         title=title,
         opening=opening,
         origin="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
-        license=facts.license or _unknown(facts.teacher_license, source.get("license")),
+        license=facts.license or _unknown(facts.teacher_license, source.get("license"), completions.foreign == OWN),
         provenance=PROVENANCE if len(columns) > 5 else "",
         ledger=_table(ledger),
         generations="one answer" if generations == 1 else f"{generations} answers",
@@ -138,7 +138,9 @@ def license_of(folder: Path) -> str | None:
     return ", ".join(map(str, named)) if isinstance(named, list) else named and str(named)
 
 
-def _unknown(teacher: str | None, prompts: str | None) -> str:
+def _unknown(teacher: str | None, prompts: str | None, own: bool) -> str:
+    if own:
+        return f"unknown: the card of the prompts says {prompts or 'nothing'}; see it before using the answers"
     if not teacher and not prompts:
         return "unknown: see those of the teacher and of the prompts before using the answers"
     return (

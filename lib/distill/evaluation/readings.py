@@ -78,7 +78,8 @@ class Scored:
 def scored(run: Run, summary: dict) -> list[Scored]:
     """Teacher, student before, every stage, then whatever else was evaluated."""
     recipe = run.recipe
-    roles = {recipe.teacher: "teacher", recipe.student: "before"} | dict.fromkeys(recipe.stages, "after")
+    roles = {recipe.teacher: "teacher"} if recipe.teacher else {}
+    roles |= {recipe.student: "before"} | dict.fromkeys(recipe.stages, "after")
     names = [name for name in roles if name in summary["models"]]
     names += [name for name in summary["models"] if name not in roles]
     rows = []

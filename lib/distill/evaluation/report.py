@@ -31,13 +31,13 @@ def _facts(run: Run) -> dict[str, Any]:
     recipe = run.recipe
     summary = read_json(run.file("summary.json")) if recipe.evaluation else None
     models = readings.scored(run, summary) if summary else []
-    ledger = readings.ledger(run)
-    lengths = readings.lengths(run, list(ledger["batches"]))
-    pair = readings.compatibility(run)
+    ledger = readings.ledger(run) if recipe.prompts else None
+    lengths = readings.lengths(run, list(ledger["batches"])) if ledger else None
+    pair = readings.compatibility(run) if recipe.teacher else None
     index = run.file("prompts", "index.json")
     return {
         "recipe": recipe,
-        "title": recipe.report.title or f"{recipe.teacher} → {recipe.student}",
+        "title": recipe.report.title or " → ".join(filter(None, (recipe.teacher, recipe.student))),
         "summary": summary,
         "summary_source": run.label("summary.json"),
         "models": models,
@@ -45,12 +45,13 @@ def _facts(run: Run) -> dict[str, Any]:
         "score_plots": _score_plots(models),
         "stages": [_with_plot(stage) for stage in readings.stages(run)],
         "ledger": ledger,
+        "published": dict.fromkeys(part.source for stage in recipe.stages.values() for part in stage.data),
         "lengths": lengths,
         "length_plot": Markup(plots.lengths("lengths", lengths["tokens"])) if lengths else None,
         "samples": readings.samples(run, models),
         "compatibility": pair,
         "parameters": _parameters(pair),
-        "prompts": read_json(index).get("source") if index.exists() else None,
+        "prompts": read_json(index).get("source") if recipe.prompts and index.exists() else None,
         "prompts_source": run.label("prompts", "index.json"),
         "disk": readings.disk(run),
         "recipe_yaml": yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
@@ -59,15 +60,15 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def _headline(recipe: Recipe, models: list[Scored]) -> dict[str, Any] | None:
-    """Teacher, student before and the last stage, on the first score that all three have."""
+    """Teacher, if there is one, student before and the last stage, on the first score that they all have."""
     by_name = {model.name: model for model in models}
     last = next((by_name[name] for name in reversed(recipe.stages) if name in by_name), None)
-    three = [by_name.get(recipe.teacher), by_name.get(recipe.student), last]
-    if None in three:
+    sides = [by_name.get(name) for name in (recipe.teacher, recipe.student) if name] + [last]
+    if None in sides:
         return None
     for score, name in SCORE_NAMES.items():
-        if all(model.found.get(score) is not None for model in three):
-            return {"score": score, "name": name, "models": three, "gap": last.gaps.get(GAPS[score]),
+        if all(model.found.get(score) is not None for model in sides):
+            return {"score": score, "name": name, "models": sides, "gap": last.gaps.get(GAPS[score]),
                     "reason": last.gaps.get("reason")}  # fmt: skip
     return None
 

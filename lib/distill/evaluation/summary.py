@@ -13,18 +13,19 @@ from typing import Any
 from distill.files import read_json
 
 SCORES = {"exact_match": +1, "nll": -1}  # the sign says which way is better
+GAPS = ("gap_recovered", "gap_recovered_nll")
 TOLD = (*SCORES, "kl", "agreement")
 
 
-def summarize(evaluations: dict[str, Path], teacher: str, student: str, stages: list[str], run: str) -> dict:
+def summarize(evaluations: dict[str, Path], teacher: str | None, student: str, stages: list[str], run: str) -> dict:
     """`summary.json` from the evaluation files of models and stages, by name.
 
-    Each model has a score of every name in TOLD, or null. A gap is null, with the `reason` beside it, where a score
-    is missing, where the teacher is not better than the student before, or where two tokenizers cut the references
-    differently and NLL does not compare.
+    Each model has a score of every name in TOLD, or null. A gap is null, with the `reason` beside it, where there is
+    no teacher, where a score is missing, where the teacher is not better than the student before, or where two
+    tokenizers cut the references differently and NLL does not compare.
     """
     read = {name: read_json(path) for name, path in evaluations.items()}
-    yardstick = read.get(student) or read.get(teacher) or next(iter(read.values()), {})
+    yardstick = read.get(student) or read.get(teacher or "") or next(iter(read.values()), {})
     return {
         "schema": 1,
         "run": run,
@@ -34,7 +35,9 @@ def summarize(evaluations: dict[str, Path], teacher: str, student: str, stages: 
     }
 
 
-def _stage(read: dict[str, dict], teacher: str, student: str, stage: str) -> dict[str, Any]:
+def _stage(read: dict[str, dict], teacher: str | None, student: str, stage: str) -> dict[str, Any]:
+    if teacher is None:
+        return dict.fromkeys(GAPS) | {"reason": "the recipe has no teacher to measure the gap by"}
     gaps, reasons = {}, []
     for score in SCORES:
         gap, reason = _gap(read, teacher, student, stage, score)

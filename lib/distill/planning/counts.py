@@ -33,6 +33,8 @@ class Steps(NamedTuple):
 
 def count(recipe: Recipe, index: Path) -> Counts:
     """index: prompts/index.json, if it is there."""
+    if recipe.prompts is None:
+        return Counts(True, 0, 0, 0, 0, 0)
     asked, size, generation = recipe.prompts.num_batches, recipe.prompts.batch_size, recipe.generation
     known = read_json(index)["batches"] if index.exists() else None
     if known is not None:

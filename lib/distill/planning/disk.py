@@ -24,7 +24,7 @@ class Target(NamedTuple):
 
 def targets(recipe: Recipe, models: dict[str, Known], counts: Counts) -> list[Target]:
     """Every target of the run, and the work folders beside them."""
-    return [*_models(recipe, models), *_data(recipe, counts), *_students(recipe, models)]
+    return [*_models(recipe, models), *(_data(recipe, counts) if recipe.prompts else ()), *_students(recipe, models)]
 
 
 def peak(found: list[Target]) -> int:

@@ -37,7 +37,7 @@ def plan(recipe: Recipe, index: Path, configs: dict[str, Path | None]) -> dict[s
         "schema": SCHEMA,
         "run": recipe.run,
         "folder": str(recipe.folder),
-        "teacher": recipe.models[recipe.teacher].source,
+        "teacher": recipe.models[recipe.teacher].source if recipe.teacher else None,
         "student": recipe.models[recipe.student].source,
         "parameters": {name: known.parameters for name, known in models.items()},
         **_counted(recipe, counts),
@@ -61,6 +61,7 @@ def plan(recipe: Recipe, index: Path, configs: dict[str, Path | None]) -> dict[s
 def _counted(recipe: Recipe, counts: Counts) -> dict[str, Any]:
     own = recipe.dataset.completions == "own"
     return {
+        "has_prompts": recipe.prompts is not None,
         "indexed": counts.indexed,
         "batches": counts.batches,
         "prompts": counts.prompts,
@@ -81,8 +82,8 @@ def _programs(
 ) -> tuple[dict[str, Program], list[str]]:
     """The programs by name, and why there is none where a mesh does not fit."""
     found, faults = {}, []
-    devices, teacher = simulated(recipe.plan.devices), models.get(recipe.teacher)
-    rented = recipe.dataset.completions == "own" or recipe.generation.endpoint
+    devices, teacher = simulated(recipe.plan.devices), models.get(recipe.teacher or "")
+    rented = recipe.prompts is None or recipe.dataset.completions == "own" or recipe.generation.endpoint
     wanted = {}
     if teacher and not rented:
         wanted["generate"] = lambda: decode_program(teacher.config, recipe.generation, teacher.stored, devices)
@@ -152,7 +153,8 @@ def _starts_over(recipe: Recipe) -> list[str]:
 
 def _too_long(recipe: Recipe, models: dict[str, Known]) -> list[str]:
     """Sequences beyond a model's context."""
-    lengths = {recipe.teacher: ("generation.max_target_length", recipe.generation.max_target_length)}
+    longest = "generation.max_target_length", recipe.generation.max_target_length
+    lengths = {recipe.teacher: longest} if recipe.teacher and recipe.prompts else {}
     for name, stage in recipe.stages.items():
         lengths[name] = f"stages.{name}.max_length", stage.max_length or recipe.generation.max_target_length
     return [

@@ -31,13 +31,17 @@ def _counts(counted: dict[str, Any]) -> list[str]:
 
     rows = [
         ("run", f"{counted['run']} in {counted['folder']}"),
-        ("teacher", model("teacher")),
+        ("teacher", model("teacher") if counted["teacher"] else "none"),
         ("student", model("student")),
-        ("batches", number(counted["batches"])),
-        ("prompts", f"{number(counted['prompts'])}, {length('prompt')}"),
-        ("samples", f"{number(counted['samples'])} ({counted['samples_a_prompt']} a prompt), {length('completion')}"),
-        ("tokens", f"{number(tokens['read'])} read, {number(tokens['written'])} written"),
-    ]  # fmt: skip
+    ]
+    if counted["has_prompts"]:
+        samples = f"{number(counted['samples'])} ({counted['samples_a_prompt']} a prompt)"
+        rows += [
+            ("batches", number(counted["batches"])),
+            ("prompts", f"{number(counted['prompts'])}, {length('prompt')}"),
+            ("samples", f"{samples}, {length('completion')}"),
+            ("tokens", f"{number(tokens['read'])} read, {number(tokens['written'])} written"),
+        ]
     for name, stage in counted["stages"].items():
         steps = "as many steps as the data gives" if stage["steps"] is None else f"{stage['steps']:,} steps"
         rows.append((f"stage {name}", f"from {stage['init']}, on {stage['data']} answers, {steps}"))

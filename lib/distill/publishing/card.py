@@ -9,13 +9,11 @@ from distill.config import Recipe, Stage
 TEXT = """\
 # {run}: {stage}
 
-A student that learned from the answers of {teacher}.
+A student that learned from {answers}.
 
 | | |
 |---|---|
-| student before | `{student}`{student_revision} |
-| teacher | `{teacher}`{teacher_revision} |
-| prompts | `{prompts}` |
+{origin}
 | stages | {stages} |
 | license | {license} |
 
@@ -44,7 +42,7 @@ def model_card(recipe: Recipe, stage: str, place: str, license: str | None, thei
     lineage = list(reversed(recipe.lineage(stage)))
     before = recipe.stages[lineage[0]].init
     student = recipe.models[before]
-    teacher = recipe.models[recipe.teacher]
+    teacher = recipe.models[recipe.teacher] if recipe.teacher else None
     front: dict[str, Any] = {"license": license} if license else {}
     front |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["distillation"]}
     origin = student
@@ -52,24 +50,30 @@ def model_card(recipe: Recipe, stage: str, place: str, license: str | None, thei
         origin = recipe.models[origin.derive.parent]
     if origin.local is None:
         front["base_model"] = origin.source
-    if datasets := [source.source for source in recipe.prompts.sources if source.local is None]:
+    read = recipe.prompts.sources if recipe.prompts else []
+    read = [*read, *(part for name in lineage for part in recipe.stages[name].data if part.published)]
+    if datasets := list(dict.fromkeys(source.source for source in read if source.local is None)):
         front["datasets"] = datasets
+    rows = {"student before": f"`{student.source}`{_at(student.revision)}"}
+    if teacher:
+        rows["teacher"] = f"`{teacher.source}`{_at(teacher.revision)}"
+    if recipe.prompts:
+        rows["prompts"] = f"`{recipe.prompts.name}`"
     body = TEXT.format(
         run=recipe.run,
         stage=stage,
         place=place,
-        teacher=teacher.source,
-        student=student.source,
-        teacher_revision=_at(teacher.revision),
-        student_revision=_at(student.revision),
-        prompts=recipe.prompts.name,
+        answers=f"the answers of {teacher.source}" if teacher else "answers that were there",
+        origin="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
         stages=" → ".join(f"{name} ({_steps(recipe.stages[name])})" for name in lineage),
-        license=license or _unknown(theirs.get(before), theirs.get(recipe.teacher)),
+        license=license or _unknown(theirs.get(before), theirs.get(recipe.teacher), taught=teacher is not None),
     )
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{body}"
 
 
-def _unknown(student: str | None, teacher: str | None) -> str:
+def _unknown(student: str | None, teacher: str | None, *, taught: bool) -> str:
+    if not taught:
+        return f"unknown: the own card of the student before says {student or 'nothing'}; see it, and that of the data"
     if not student and not teacher:
         return "unknown: see those of the student before, of the teacher and of the prompts"
     return (
