@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -9,10 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from filelock import FileLock
+from small_disk import small_disk
 from tiny_models import tiny_llama
 
 from distill import kept
@@ -26,8 +30,10 @@ from distill.errors import DistillError
 from distill.files import read_json, read_jsonl
 from distill.kept import Kept
 from distill.training import turn
+from distill.training.checkpoints import Steps
 from distill.training.held_out import split
-from distill.training.loop import fit
+from distill.training.loop import fit, train
+from distill.training.state import State
 from distill.training.step import mean_loss
 from distill.training.watch import Watch
 
@@ -165,6 +171,104 @@ def test_other_settings_start_over(init, examples, tmp_path, monkeypatch) -> Non
     monkeypatch.setattr(Loader, "batch", lambda self, index, part: asked.append(index) or batch(self, index, part))
     fit(init, examples, tmp_path, STAGE.model_copy(update={"learning_rate": 1e-3}), "sft")
     assert asked[0] == 0
+
+
+def test_what_is_being_saved_is_not_what_the_next_step_makes_of_it(tmp_path) -> None:
+    """The save holds a step up for no copy, and the state's memory is given away before it is written."""
+    step = jax.jit(lambda state: jax.tree.map(lambda leaf: -leaf, state), donate_argnums=0)
+    state = State({"w": jnp.ones((1000, 1000))}, {"m": jnp.full((1000, 1000), 2.0)})
+    with Steps(tmp_path / "steps", {}, 2) as kept:
+        kept.save(1, state, {})
+        for _ in range(3):
+            state = step(state)
+        kept.finish()
+        found = kept.read(1, state, jax.tree.map(lambda leaf: leaf.sharding, state))
+    assert [float(leaf.min()) for leaf in jax.tree.leaves(found)] == [1.0, 2.0]
+    assert [float(leaf.max()) for leaf in jax.tree.leaves(found)] == [1.0, 2.0]
+
+
+def test_steps_of_another_model_are_said_to_be_another_runs(init, examples, tmp_path, capsys) -> None:
+    other = {"init": "a digest", "stage": {"steps": 12}, "jax": jax.__version__}
+    with Steps(tmp_path / "steps", other, 2) as kept:
+        kept.save(3, State({"a": jnp.zeros(4)}, {"m": jnp.zeros(4)}), {})
+    with Steps(tmp_path / "steps", other | {"init": "another one"}, 2) as kept:
+        assert kept.manager.all_steps() == []
+    assert f"{tmp_path}/steps is of another run (init was another): starting over" in capsys.readouterr().err
+
+
+def test_a_step_of_another_architecture_is_refused_and_left_alone(tmp_path) -> None:
+    def state(width: int, **more: jax.Array) -> State:
+        return State({"embed": jnp.zeros((4, width)), **more}, {"m": jnp.zeros(3)})
+
+    with Steps(tmp_path / "steps", {}, 2) as kept:
+        kept.save(1, state(8), {})
+    for other, said in (
+        (state(16), r"embed is \(4, 8\) there and \(4, 16\) in the model that the stage starts from"),
+        (state(8, head=jnp.zeros(2)), r"head is not there and \(2,\) in the model"),
+    ):
+        where = jax.tree.map(lambda leaf: leaf.sharding, other)
+        with (
+            pytest.raises(DistillError, match=rf"^step 1 in .*steps is of another architecture: {said}"),
+            Steps(tmp_path / "steps", {}, 2) as kept,
+        ):
+            kept.restore(other, where)
+    with Steps(tmp_path / "steps", {}, 2) as kept:
+        assert kept.restore(state(8), jax.tree.map(lambda leaf: leaf.sharding, state(8)))[0] == 1
+
+
+def test_a_full_disk_leaves_the_step_before_and_the_run_goes_on(
+    init, examples, undisturbed, tmp_path, monkeypatch
+) -> None:
+    with small_disk(tmp_path / "disk", "8m") as disk:
+
+        def fill() -> None:
+            deadline = time.monotonic() + 60
+            while not (disk / "steps" / "4").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            room = os.statvfs(disk)
+            (disk / "ballast").write_bytes(bytes(room.f_bavail * room.f_frsize - 4 * 4096))
+
+        with monkeypatch.context() as patch:
+            disturb(patch, 6, fill)
+            with pytest.raises(OSError, match="No space left"):
+                fit(init, examples, disk, STAGE, "sft")
+        assert [path.name for path in (disk / "steps").glob("[0-9]*") if path.name.isdigit()] == ["4"]
+        (disk / "ballast").unlink()
+        asked = []
+        batch = Loader.batch
+        monkeypatch.setattr(Loader, "batch", lambda self, index, part: asked.append(index) or batch(self, index, part))
+        fit(init, examples, disk, STAGE, "sft")
+        assert asked[0] == 4
+        same(disk, undisturbed)
+
+
+def test_an_init_with_another_vocabulary_than_the_teachers_is_refused(init, tmp_path) -> None:
+    other = shutil.copytree(init, tmp_path / "other")
+    text = json.loads((other / "tokenizer/tokenizer.json").read_text())
+    vocabulary = text["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer/tokenizer.json").write_text(json.dumps(text))
+    stage = STAGE.model_copy(update={"objective": "logits"})
+    with pytest.raises(DistillError) as error:
+        train(other, [], tmp_path / "kd", stage, "kd", template="tokenizer", max_length=48, teacher=init)
+    assert str(error.value) == (
+        "stage kd: objective logits is not open to this teacher and student, ids do not mean the same to both (33 "
+        "tokens have the same id in both, of 35 and 35): take one of sft"
+    )
+    assert not (tmp_path / "kd").exists()
+
+
+def test_weights_of_another_architecture_than_their_description_are_refused(init, examples, tmp_path) -> None:
+    other = shutil.copytree(init, tmp_path / "other")
+    info = json.loads((other / "model.json").read_text())
+    info["architecture"]["hidden"] *= 2
+    (other / "model.json").write_text(json.dumps(info))
+    with pytest.raises(DistillError) as error:
+        fit(other, examples, tmp_path / "sft", STAGE, "sft")
+    assert re.search(
+        r"cannot be restored \(Requested shape: \(.*\) is not compatible with the stored shape", str(error.value)
+    )
+    assert "\n" not in str(error.value)
 
 
 def test_how_often_it_saves_and_logs_is_no_other_setting(init, examples, undisturbed, tmp_path) -> None:

@@ -16,7 +16,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from distill.errors import full_disk_as_oserror
+from distill.checkpoints.store import flat
+from distill.errors import DistillError, full_disk_as_oserror
 from distill.files import read_json, read_jsonl, write_json, write_jsonl
 from distill.kept import Kept
 from distill.parallel.processes import is_first, wait_for_all
@@ -37,7 +38,8 @@ class Steps:
         if is_first():
             if self.kept:
                 self.kept.fetch()
-            if folder.exists() and not self._belongs_to(identity):
+            if folder.exists() and (odd := self._apart(identity)):
+                print(f"{folder} is of another run ({', '.join(odd)} was another): starting over", file=sys.stderr)
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "identity.json", identity)
@@ -49,14 +51,19 @@ class Steps:
             preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
             enable_async_checkpointing=True,
         )
-        self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        handler = ocp.StandardCheckpointHandler()  # or the manager tells no shapes until it has restored something
+        self.manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handler)
         if self.kept:
             self.kept.start()
 
     def restore(self, state: State, where: State) -> tuple[int, State]:
-        """The newest step that can be read and its state, or 0 and the state given."""
+        """The newest step that can be read and its state, or 0 and the state given.
+
+        One of another architecture is not damaged: it is left alone, and a `DistillError` names both.
+        """
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
+                self._must_fit(step, state)
                 return step, self.read(step, state, where)
             except (ValueError, KeyError, FileNotFoundError) as error:  # what a cut file makes Orbax raise
                 reason = " ".join(str(error).split())[:200]
@@ -108,9 +115,22 @@ class Steps:
         if self.kept:
             self.kept.close()
 
-    def _belongs_to(self, identity: dict[str, Any]) -> bool:
+    def _must_fit(self, step: int, state: State) -> None:
+        if (saved := self.manager.item_metadata(step)) is None:
+            return  # what is damaged is found when it is read
+        theirs = {path: tuple(leaf.shape) for path, leaf in flat(saved["params"]).items()}
+        ours = {path: leaf.shape for path, leaf in flat(state.params).items()}
+        if odd := next((path for path in sorted({*theirs, *ours}) if theirs.get(path) != ours.get(path)), None):
+            raise DistillError(
+                f"step {step} in {self.folder} is of another architecture: {odd} is {theirs.get(odd, 'not')} there and "
+                f"{ours.get(odd, 'not')} in the model that the stage starts from: delete the folder to start over"
+            )
+
+    def _apart(self, identity: dict[str, Any]) -> list[str]:
+        """By what the run that left the folder was another one."""
         path = self.folder / "identity.json"
-        return path.exists() and read_json(path) == identity
+        known = read_json(path) if path.exists() else {}
+        return [name for name in {**known, **identity} if known.get(name) != identity.get(name)]
 
 
 def whole(folder: Path) -> list[Path]:
