@@ -66,18 +66,13 @@ def test_a_student_without_a_teacher(alone: Project) -> None:
     assert named(alone.run("--dry-run")) == TARGETS - {"import student", "evaluate student"}
 
 
-@pytest.mark.parametrize(
-    ("target", "said"),
-    [
-        ("prompts", "the recipe has no prompts"),
-        ("completions", "the recipe has no prompts to be completed"),
-        ("dataset", "the recipe has no prompts to make a dataset of"),
-    ],
-)
-def test_what_comes_of_prompts_is_said_not_to_be_there(alone: Project, target: str, said: str) -> None:
+def test_what_comes_of_prompts_is_said_not_to_be_there(alone: Project) -> None:
     write(alone)
-    outcome = alone.snakemake("--dry-run", target)
-    assert (outcome.code, outcome.jobs) == (0, [said])
+    assert set(alone.run("--dry-run", "prompts", "completions", "dataset")) == {
+        "the recipe has no prompts",
+        "the recipe has no prompts to be completed",
+        "the recipe has no prompts to make a dataset of",
+    }
 
 
 def test_own_answers_need_no_teacher(alone: Project) -> None:
