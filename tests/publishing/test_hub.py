@@ -95,6 +95,20 @@ def test_a_student_goes_to_a_model_repository_with_its_card(hub: Place, tmp_path
     assert "unknown: the own card of the student before says apache-2.0, the teacher's nothing" in text
 
 
+def test_the_card_of_a_student_without_a_teacher_names_its_data() -> None:
+    recipe = load_recipe({
+        "run": "r",
+        "models": {"student": {"source": "acme/small"}},
+        "stages": {"sft": {"init": "student", "steps": 5, "data": [{"source": "acme/questions"}]}},
+    })  # fmt: skip
+    card = model_card(recipe, "sft", "acme/student", None, {"student": "mit"})
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert (front["base_model"], front["datasets"]) == ("acme/small", ["acme/questions"])
+    assert "unknown: the own card of the student before says mit; see it, and that of the data" in card
+    assert "sft (sft on acme/questions answers, 5 steps)" in card
+    assert "teacher" not in card
+
+
 def test_what_the_xet_transfer_raises_is_retried_or_explained(
     hub: Place, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
