@@ -22,7 +22,13 @@ PATH = click.Path(path_type=Path)
 @click.option("--idle-seconds", type=float, default=60, help="the server leaves after so long unasked")
 @click.option("--out", type=PATH, required=True, help="Parquet file to write")
 def main(
-    teacher: Path, prompts: Path, generation: str, template: str, work: Path, kept: str | None, idle_seconds: float,
+    teacher: Path,
+    prompts: Path,
+    generation: str,
+    template: str,
+    work: Path,
+    kept: str | None,
+    idle_seconds: float,
     out: Path,
 ) -> None:
     with explained():
