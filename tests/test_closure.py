@@ -58,8 +58,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write(tmp_path / "project")
 
 
-def write(folder: Path) -> Path:
-    for name, text in FILES.items():
+def write(folder: Path, files: dict[str, str] = FILES) -> Path:
+    for name, text in files.items():
         lines = text.split("\n")
         indent = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +122,115 @@ def test_a_module_taken_whole_counts_whole(project: Path) -> None:
     replaced(project, "pkg/work/inner.py", "from pkg.config import Generation", "from pkg import config")
     before = digest(project)
     assert replaced(project, "pkg/config.py", "rate = 1", "rate = 2") != before
+
+
+PACKAGE = {
+    "pkg/config/__init__.py": """
+        from .generation import Generation
+        from .stages import Stage
+
+        __all__ = ["Generation", "Stage"]
+        """,
+    "pkg/config/settings.py": """
+        LIMIT = 5
+
+
+        class Settings:
+            pass
+        """,
+    "pkg/config/sampling.py": """
+        class Sampling:
+            temperature = 1
+        """,
+    "pkg/config/generation.py": """
+        from .sampling import Sampling
+        from .settings import LIMIT
+        from .settings import Settings as Base
+
+
+        class Generation(Base):
+            limit = LIMIT
+            sampling = Sampling()
+        """,
+    "pkg/config/stages.py": """
+        from .generation import Generation
+        from .settings import Settings
+
+
+        class Stage(Settings):
+            rate = 1
+            generation = Generation()
+        """,
+    "pkg/config/reading.py": "PATH = 1\n",
+}
+ASKED = "from pkg.config import Generation"
+
+
+@pytest.fixture
+def packaged(project: Path) -> Path:
+    """The project, whose settings are several modules."""
+    (project / "pkg/config.py").unlink()
+    return write(project, PACKAGE)
+
+
+@pytest.mark.parametrize("asked", [ASKED, "from pkg.config.generation import Generation"])
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("stages", "rate = 1", "rate = 1\n    other = 2"),  # a new key of a class that the stage does not use
+        ("stages", "class Stage", "class Other:\n    pass\n\n\nclass Stage"),
+        ("stages", "import Settings", "import LIMIT, Settings"),
+        ("__init__", "[", "[*(), "),
+        ("__init__", "from .stages", "from .reading import PATH\nfrom .stages"),  # a module that nobody asks for
+    ],
+)
+def test_settings_of_another_module_do_not_count(packaged: Path, asked: str, name: str, old: str, new: str) -> None:
+    replaced(packaged, "pkg/work/inner.py", ASKED, asked)
+    before = digest(packaged)
+    assert replaced(packaged, f"pkg/config/{name}.py", old, new) == before
+
+
+@pytest.mark.parametrize("asked", [ASKED, "from pkg.config.generation import Generation"])
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("generation", "limit = LIMIT", "limit = LIMIT + 1"),
+        ("sampling", "temperature = 1", "temperature = 2"),  # used by a class that is used
+        ("settings", "pass", "frozen = True"),  # a base that is imported under another name
+        ("settings", "LIMIT = 5", "LIMIT = 6"),
+    ],
+)
+def test_settings_count_through_modules(packaged: Path, asked: str, name: str, old: str, new: str) -> None:
+    replaced(packaged, "pkg/work/inner.py", ASKED, asked)
+    before = digest(packaged)
+    assert replaced(packaged, f"pkg/config/{name}.py", old, new) != before
+
+
+def test_an_edit_of_a_class_reaches_those_that_use_it_through_a_third(packaged: Path) -> None:
+    """Stage uses Generation, which uses Sampling; that knows of neither."""
+    replaced(packaged, "pkg/work/inner.py", ASKED, "from pkg.config import Stage")
+    before = digest(packaged)
+    assert replaced(packaged, "pkg/config/sampling.py", "temperature = 1", "temperature = 2") != before
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("work/inner.py", ASKED, "from pkg.config import stages"),
+        ("work/inner.py", ASKED, "from pkg import config"),
+        ("work/inner.py", ASKED, "import pkg.config.generation"),
+        (
+            "config/generation.py",
+            "from .sampling import Sampling",
+            "from . import sampling\n\nSampling = sampling.Sampling",
+        ),
+    ],
+)
+def test_settings_count_whole_where_a_module_of_theirs_is_taken_whole(
+    packaged: Path, name: str, old: str, new: str
+) -> None:
+    before = replaced(packaged, f"pkg/{name}", old, new)
+    assert replaced(packaged, "pkg/config/stages.py", "rate = 1", "rate = 2") != before
 
 
 def test_place_and_process_do_not_count(project: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ is the same in every process, for every Python version and wherever the project 
 
 import ast
 import hashlib
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -17,8 +18,8 @@ from distill.files import file_digest, read_json, write_json
 
 PACKAGE = Path(__file__).resolve().parent
 
-# Its classes count one by one, those that the closure names: a new training key must not regenerate
-# 400,000 completions. Every other module counts as a whole.
+# A module, or a package that is taken for one. Its classes count one by one, those that the closure names: a new
+# training key must not regenerate 400,000 completions. Every other module counts as a whole.
 BY_NAME = "distill.config"
 
 
@@ -44,12 +45,15 @@ def digests(scripts: Path, memory: Path, package: Path = PACKAGE) -> dict[str, s
 @cache
 def digest(script: Path, package: Path = PACKAGE) -> str:
     """Sixteen hex digits of `script` and its import closure in the package that lies in folder `package`."""
-    modules = closure(Path(script), package)
-    asked = {name for module in modules.values() for name in module.takes_from(BY_NAME)}
+    modules = dict(sorted(closure(Path(script), package).items()))
+    by_name = {name: module for name, module in modules.items() if f"{name}.".startswith(f"{BY_NAME}.")}
+    texts = {name: module.text for name, module in modules.items() if name not in by_name}
+    if by_name:
+        texts[BY_NAME] = _definitions(by_name.values(), _asked(modules.values(), by_name))
     total = hashlib.sha256()
-    for name, module in sorted(modules.items()):
-        text = _definitions(module, asked) if name == BY_NAME else module.text
+    for name, text in sorted(texts.items()):
         total.update(f"{name}\0{text}\0".encode())
+    for module in modules.values():
         for data in module.data_files:
             total.update(f"{data.name}\0".encode() + data.read_bytes())
     return total.hexdigest()[:16]
@@ -96,11 +100,17 @@ class Module:
 
     @cached_property
     def statements(self) -> list[tuple[str | None, str, set[str]]]:
-        """Of each statement at the top: the name it defines, its text, the names it uses."""
+        """Of each statement at the top, imports apart: the name it defines, its text, the names it uses."""
         return [
             (_defines(part), canonical(part), {node.id for node in ast.walk(part) if isinstance(node, ast.Name)})
             for part in self.tree.body
+            if not isinstance(part, ast.Import | ast.ImportFrom)
         ]
+
+    @cached_property
+    def renamed(self) -> dict[str, str]:
+        """{name here: name there} of what is imported `as` something else."""
+        return {alias.asname: alias.name for node in self.importing for alias in node.names if alias.asname}
 
     @cached_property
     def imports(self) -> set[str]:
@@ -124,16 +134,16 @@ class Module:
             found += [other for other in beside if other.name in text and other not in found]
         return sorted(found)
 
-    def takes_from(self, module: str) -> set[str]:
-        """Names that this module takes out of another; `*` where it imports the other as a whole."""
+    def takes_from(self, modules: Collection[str]) -> set[str]:
+        """Names that this module takes out of others; `*` where it imports one of them as a whole."""
         names = set()
         for node in self.importing:
-            if isinstance(node, ast.ImportFrom):
-                base = self._absolute(node)
-                names |= {alias.name for alias in node.names if base == module}
-                names |= {"*" for alias in node.names if f"{base}.{alias.name}" == module}
-            else:
-                names |= {"*" for alias in node.names if alias.name == module}
+            base = self._absolute(node) if isinstance(node, ast.ImportFrom) else None
+            for alias in node.names:
+                if (f"{base}.{alias.name}" if base else alias.name) in modules:
+                    names.add("*")
+                elif base in modules:
+                    names.add(alias.name)
         return names
 
     def _absolute(self, node: ast.ImportFrom) -> str:
@@ -177,20 +187,35 @@ def _parts(name: str) -> list[str]:
     return name.split(".") if name else []
 
 
-def _definitions(module: Module, asked: set[str]) -> str:
-    """The text of a module reduced to the definitions of the `asked` names and all that those use in turn.
+def _asked(modules: Iterable[Module], by_name: Collection[str]) -> set[str]:
+    """Names that modules take out of those `by_name`; `*` where anybody, these too, imports one of them as a whole.
 
-    Statements that define no single name (imports, `if`) stay; asked for `*`, all stay.
+    What these take out of each other by name counts only once it is used: `_definitions` follows it.
+    """
+    return {
+        name for module in modules for name in module.takes_from(by_name) if name == "*" or module.name not in by_name
+    }
+
+
+def _definitions(modules: Collection[Module], asked: set[str]) -> str:
+    """The text of modules reduced to the definitions of the `asked` names and all that those use in turn.
+
+    A name is looked up in all of them, whatever module it is imported from; an import statement does not count by
+    itself, as what it leads to is in the closure. Statements that define no single name (`if`) stay; asked for `*`,
+    all stay.
     """
     if "*" in asked:
-        return module.text
+        return "".join(module.text for module in modules)
+    statements = [statement for module in modules for statement in module.statements]
+    renamed = [pair for module in modules for pair in module.renamed.items()]
     queue, reached = [*asked], set()
     while queue:
         name = queue.pop()
         if name not in reached:
             reached.add(name)
-            queue += [used for defined, _, names in module.statements if defined == name for used in names]
-    kept = [text for name, text, _ in module.statements if name is None or name in reached]
+            queue += [used for defined, _, names in statements if defined == name for used in names]
+            queue += [there for here, there in renamed if here == name]
+    kept = [text for name, text, _ in statements if name is None or name in reached]
     return f"Module(body=[{','.join(kept)}])" if kept else "Module()"
 
 
