@@ -256,6 +256,25 @@ def test_every_script_is_known_by_its_code(root: Path) -> None:
     assert {"report.html.j2", "style.html.j2"} <= {file.name for file in templates}
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new", "reruns"),
+    [
+        ("stages.py", "    clip_norm: float", "    clip_more: float = 1.0\n    clip_norm: float", {"train"}),
+        ("generation.py", "    seed: int", "    seeding: int = 1\n    seed: int", {"generate"}),
+    ],
+)
+def test_a_new_key_of_the_real_settings_reruns_the_scripts_that_use_it(
+    root: Path, tmp_path: Path, name: str, old: str, new: str, reruns: set[str]
+) -> None:
+    package = shutil.copytree(root / "lib/distill", tmp_path / "distill")
+    scripts = {name: root / f"scripts/{name}.py" for name in ("download", "generate", "train")}
+    file = package / "config" / name
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new, 1))
+    moved = {name for name, script in scripts.items() if closure.digest(script, package) != closure.digest(script)}
+    assert moved == reruns
+
+
 def test_digests_are_remembered_until_a_source_changes(project: Path, tmp_path: Path) -> None:
     scripts, memory = project / "scripts", tmp_path / "memory.json"
     scripts.mkdir()
