@@ -101,11 +101,13 @@ def test_a_copy_that_lacks_a_file_is_no_start_from_nothing(place: str, tmp_path:
 def test_a_journal_goes_on_elsewhere(place: str, tmp_path: Path) -> None:
     sample = Sample("a", "stop", [1], [-0.5])
     for machine, number in (("1", 0), ("2", 1)):
-        journal = Journal(tmp_path / machine, {"seed": 0}, "0000", ["aa"], place)
+        journal = Journal(tmp_path / machine, {"seed": 0}, "0000", place)
+        journal.look_up(["aa"])
         assert len(journal.known) == number
         journal.add("aa", number, sample)
         journal.close()
-    other = Journal(tmp_path / "3", {"seed": 1}, "0000", ["aa"], place)
+    other = Journal(tmp_path / "3", {"seed": 1}, "0000", place)
+    other.look_up(["aa"])
     assert not other.known
     other.close()
 

@@ -53,9 +53,11 @@ class Chaos:
         if process is None:
             return False
         end = time.monotonic() + self.random.uniform(0, LONGEST[victim])
-        while time.monotonic() < end and process.is_running():
+        while time.monotonic() < end and _lives(process):
             time.sleep(0.02)
         try:
+            if not _lives(process):
+                return False
             process.kill()
             process.wait(PATIENCE)
         except psutil.NoSuchProcess:
@@ -97,3 +99,8 @@ class Chaos:
         if self.running is not None and self.running.poll() is None:
             os.killpg(self.running.pid, signal.SIGKILL)
             self.running.communicate()
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Not so one that has ended and was not waited for yet, which takes a signal all the same."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

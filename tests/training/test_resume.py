@@ -257,7 +257,7 @@ def test_an_init_with_another_vocabulary_than_the_teachers_is_refused(init, tmp_
         train(other, [], tmp_path / "kd", stage, "kd", template="tokenizer", max_length=48, teacher=init)
     assert str(error.value) == (
         "stage kd: objective logits is not open to this teacher and student, ids do not mean the same to both (33 "
-        "tokens have the same id in both, of 35 and 35): take one of sft"
+        "tokens have the same id in both, of 35 and 35): take one of sft, aligned_logits"
     )
     assert not (tmp_path / "kd").exists()
 
