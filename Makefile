@@ -6,9 +6,11 @@ CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 READY := $(VENV)/.ready
 RECIPE ?=
 WORKERS ?= 2
+APART := services slurm kubernetes chaos
+space := $(subst ,, )
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clusters kubernetes distill plan clean-run test test-services test-slurm test-kubernetes test-chaos lint \
+.PHONY: help setup clusters kubernetes distill plan clean-run test test-slow test-services test-slurm test-kubernetes test-chaos lint \
   format lock
 
 # Each start of Snakemake loads the plugins that are installed, 0.8 s for SLURM's: `make clusters` puts it there, `make
@@ -61,7 +63,10 @@ plan: $(READY)  ## what a recipe comes to, before anything is downloaded (RECIPE
 
 test: $(READY)  ## run the tests that need nothing but Python
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile rules
-	$(BIN)/pytest -m "not services and not slurm and not kubernetes and not chaos" --numprocesses $(WORKERS) $(ARGS)
+	$(BIN)/pytest -m "not slow and not $(subst $(space), and not ,$(APART))" --numprocesses $(WORKERS) $(ARGS)
+
+test-slow: $(READY)  ## run those of them that take long
+	$(BIN)/pytest -m "slow and not $(subst $(space), and not ,$(APART))" --numprocesses $(WORKERS) $(ARGS)
 
 test-services: $(READY)  ## run the tests that need Debian packages (installs them when root)
 	bash tests/services/install

@@ -92,6 +92,7 @@ def silenced(teacher: Path, folder: Path, axes: str, quiet: dict[int, list[int]]
     return config, nest(leaves)
 
 
+@pytest.mark.slow
 def test_neurons_with_the_largest_activation_stay(teacher: Path, tmp_path: Path) -> None:
     """The student is the teacher in which the other neurons say nothing."""
     _, neurons = norms(teacher)

@@ -58,6 +58,7 @@ def test_nll_is_the_mean_over_all_reference_tokens(params: Path, tmp_path: Path)
     assert scores["nll"] == pytest.approx(total / count, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_kl_is_the_mean_over_the_same_tokens(params: Path, tmp_path: Path) -> None:
     """From a teacher of another width, whose padding has no mass; from one of another tokenizer there is none."""
     import_checkpoint(

@@ -155,6 +155,7 @@ def test_damaged_weights_are_named_rather_than_sampled() -> None:
         run(requests(1), params=broken)
 
 
+@pytest.mark.slow
 def test_two_hundred_thousand_tokens_in_another_order_with_other_neighbours() -> None:
     """Rows of all lengths, so that the caches grow and shrink at other times in each run."""
     rng = np.random.default_rng(2)
@@ -237,6 +238,7 @@ def test_draws_are_told_beside_the_token_that_was_drawn() -> None:
     assert len({np.stack(result.told["sampled_ids"]).tobytes() for result in results}) == len(results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [{"tensor": 2}, {"data": 4, "tensor": 2}])
 def test_over_a_mesh_it_says_what_one_device_says(shape: dict[str, int]) -> None:
     mesh = make_mesh(shape, jax.devices()[: math.prod(shape.values())])

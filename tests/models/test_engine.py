@@ -9,6 +9,8 @@ from golden_models import LENGTH, case, golden, load, run
 from distill.generation.engine import Engine, Request
 from distill.generation.sampling import Draw
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", ["gemma3_text", "phi3_longrope", "deepseek_v2_lite"])
 def test_greedy_answers_are_the_likeliest_tokens_of_the_forward_pass(name: str) -> None:

@@ -11,6 +11,8 @@ from distill.generation.engine import Engine, Request
 from distill.generation.sampling import Draw
 from distill.models.int8 import Int8, quantize_weights, quantized, wide
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["llama_gqa_tied", "gemma3_text", "deepseek_v2_lite"]  # grouped queries; rings; latents and experts
 
 

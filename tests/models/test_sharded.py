@@ -9,6 +9,8 @@ from distill.checkpoints.store import flat, nest
 from distill.models import decoder
 from distill.parallel.mesh import batch_sharding, make_mesh, weight_sharding
 
+pytestmark = pytest.mark.slow
+
 
 def spread(config, params: decoder.Params, mesh: jax.sharding.Mesh) -> decoder.Params:
     """The weights on their devices."""

@@ -9,6 +9,8 @@ from project import RECIPE, Project
 
 from distill.files import read_json
 
+pytestmark = pytest.mark.slow
+
 ALONE = {
     "run": "tiny",
     "models": {"student": {"source": "models/student"}},

@@ -62,6 +62,7 @@ def test_truncated_weights(project: Project) -> None:
     assert not any(path for path in (project.folder / "results/models").glob("*/params"))
 
 
+@pytest.mark.slow
 def test_what_fails_fails_again(project: Project) -> None:
     """Snakemake deletes what a failed job had made before, and takes what follows from it for current."""
     project.recipe(evaluation__max_target_length=3)

@@ -5,6 +5,8 @@ import json
 import pytest
 from project import Project
 
+pytestmark = pytest.mark.slow
+
 SOFT = {"init": "student", "steps": 2, "batch_size": 2, "objective": "topk_logits", "k": 4}
 
 

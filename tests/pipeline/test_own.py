@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 from project import Project
+
+pytestmark = pytest.mark.slow
 
 
 def test_own_completions_go_the_same_way_without_a_server(project: Project) -> None:

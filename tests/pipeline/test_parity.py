@@ -11,6 +11,8 @@ from distill.checkpoints.convert import load_checkpoint
 from distill.files import read_json
 from distill.models import decoder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:

@@ -6,6 +6,8 @@ import pytest
 from project import Project
 from services.writable_hub import WritableHub
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "hf_SeCrEtSeCrEtSeCrEt"
 TARGETS = {"answers": {"to": "hf://acme/answers"}, "student": {"to": "hf://acme/student", "what": "sft"}}
 

@@ -7,6 +7,8 @@ from project import Project
 
 from distill.files import read_json
 
+pytestmark = pytest.mark.slow
+
 ORIGINAL = {
     "init": "sft",
     "data": [{"source": "original", "weight": 3.0}, {"source": "published.jsonl", "weight": 1.0}],

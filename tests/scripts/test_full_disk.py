@@ -19,6 +19,8 @@ from distill.generation.run import generate_batch
 from distill.text.chat import prompt_id, prompt_tokens
 from distill.text.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 GENERATION = Generation(max_prefill_length=24, max_target_length=48, slots=8)
 
 

@@ -158,6 +158,7 @@ def test_an_empty_batch_is_an_empty_file(params: Path, tmp_path: Path) -> None:
     assert read_completions(generate(params, tmp_path / "0.jsonl", tmp_path))[0].num_rows == 0
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(params: Path, tmp_path: Path) -> None:
     """Client and server in turn get kill -9; the file is the one that an undisturbed job writes."""
     prompts = write_batch(params, tmp_path / "0000.jsonl", 120)
@@ -199,6 +200,7 @@ def test_a_client_loads_neither_jax_nor_transformers() -> None:
     assert not {"jax", "transformers", "tokenizers", "torch", "pyarrow", "uvicorn"} & set(modules)
 
 
+@pytest.mark.slow
 def test_logits_are_stored_with_the_tokens_and_a_killed_batch_keeps_them(params: Path, tmp_path: Path) -> None:
     """The bytes of a batch do not depend on which of its samples came from the journal."""
     told = SETTINGS.model_copy(update={"top_logits": 5, "sampled_logits": 9})

@@ -51,6 +51,7 @@ def test_many_clients_one_server_until_it_is_told_to_go(params: Path) -> None:
     assert not list(files.info.parent.glob("*.json"))
 
 
+@pytest.mark.slow
 def test_a_server_over_two_devices(params: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = EngineMesh(tensor=2)
     with pytest.raises(DistillError, match="needs 2 devices, there are 1: make it smaller"):
@@ -67,6 +68,7 @@ def test_a_server_over_two_devices(params: Path, monkeypatch: pytest.MonkeyPatch
     assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 def test_an_idle_server_leaves_and_a_busy_one_stays(params: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "BUSY", 0.3)
     server = ensure_server(params, **SETTINGS | {"idle_seconds": 1, "max_length": 256})

@@ -193,6 +193,7 @@ def conversations(folder: Path, count: int) -> Path:
     return folder / "data.parquet"
 
 
+@pytest.mark.slow
 def test_a_pair_with_two_tokenizers_learns(tmp_path: Path) -> None:
     """First the teacher from the text, then the student from the teacher alone: its NLL of the text falls too."""
     teacher, student = pair(tmp_path)

@@ -15,6 +15,8 @@ from distill.parallel.mesh import make_mesh
 from distill.training.state import State, param_shardings
 from distill.training.step import gradient, make_step
 
+pytestmark = pytest.mark.slow
+
 STAGE = Stage(init="-", steps=10)
 
 

@@ -165,6 +165,7 @@ def test_the_gradient_is_the_slope_of_the_loss(z_loss: float) -> None:
         assert slope == pytest.approx(float(loss(step) - loss(-step)) / (2 * step), rel=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
 def test_a_step_on_eight_devices_is_the_step_on_one(shape: dict[str, int]) -> None:
     # Plain descent: AdamW would blow the last bits of a gradient near zero up to a whole step.

@@ -188,6 +188,7 @@ def test_a_teacher_in_fewer_bits_is_nearly_the_teacher() -> None:
         assert 0 < abs(float(run(weights)) - exact) < 0.01 * exact
 
 
+@pytest.mark.slow
 def test_a_step_on_eight_devices_asks_the_teacher_as_one_does() -> None:
     optimizer, data, after = optax.sgd(0.1), batch([8, 12, 5, 9, 11, 4, 6, 10], 16), []
     for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):

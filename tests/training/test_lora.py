@@ -23,6 +23,8 @@ from distill.training.loop import fit
 from distill.training.optimizer import make_optimizer
 from distill.training.state import initial_state
 
+pytestmark = pytest.mark.slow
+
 compiled = partial(jax.jit, compiler_options=QUICKLY)
 
 

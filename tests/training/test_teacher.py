@@ -21,6 +21,8 @@ from distill.parallel.mesh import make_mesh
 from distill.training.loop import fit
 from distill.training.on_policy import Sampler, prompt_of
 
+pytestmark = pytest.mark.slow
+
 STAGE = {"init": "-", "steps": 6, "batch_size": 8, "learning_rate": 3e-3, "checkpoint_every": 2, "log_every": 1}
 OWN = {**STAGE, "objective": "on_policy", "divergence": "jsd", "alpha": 0.5, "on_policy": {"share": 0.5, "slots": 8},
        "hidden_states": {"layers": {1: 2}, "weight": 0.5}}  # fmt: skip
