@@ -19,6 +19,8 @@ from distill.models.activations import squared_norms
 from distill.models.config import ModelConfig
 from distill.models.families import config_from_hf
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[6 + (i * j) % 29 for j in range(1, 5 + i)] for i in range(9)]
 HEADS, KV, FFN = 8, 2, 24
 
@@ -92,7 +94,6 @@ def silenced(teacher: Path, folder: Path, axes: str, quiet: dict[int, list[int]]
     return config, nest(leaves)
 
 
-@pytest.mark.slow
 def test_neurons_with_the_largest_activation_stay(teacher: Path, tmp_path: Path) -> None:
     """The student is the teacher in which the other neurons say nothing."""
     _, neurons = norms(teacher)

@@ -222,6 +222,7 @@ def test_the_likeliest_tokens_are_told_with_their_logprobs() -> None:
         assert (np.diff(top_logprobs, axis=-1) <= 0).all()
 
 
+@pytest.mark.slow
 def test_draws_are_told_beside_the_token_that_was_drawn() -> None:
     """Sixteen a position from the model's own distribution, whatever the token was drawn by; the same ones again in
     another slot, with other neighbours."""

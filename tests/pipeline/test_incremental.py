@@ -233,6 +233,7 @@ def test_a_recipe_stands_alone(project: Project) -> None:
     assert not (project.folder / "elsewhere").exists()
 
 
+@pytest.mark.slow
 def test_reports_plans_and_lint(finished: Project, tmp_path: Path) -> None:
     page = tmp_path / "snakemake.html"
     assert finished.snakemake("--report", str(page), cores="").code == 0

@@ -27,6 +27,7 @@ def gone(server: Server) -> bool:
         return True
 
 
+@pytest.mark.slow
 def test_many_clients_one_server_until_it_is_told_to_go(params: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         servers = set(pool.map(lambda _: ensure_server(params, **SETTINGS), range(4)))

@@ -18,6 +18,8 @@ from distill.training.hidden_states import PROJECTIONS, apart, make_projections,
 from distill.training.step import gradient, mean_loss
 from distill.training.teacher import Teacher
 
+pytestmark = pytest.mark.slow
+
 DEEP = config_from_hf(tiny_config(hidden_size=16, intermediate_size=24, num_hidden_layers=5))
 TEACHER = Teacher(DEEP, decoder.stack(DEEP, decoder.init(DEEP, jax.random.key(3))), 35)
 compiled = partial(jax.jit, compiler_options=QUICKLY)

@@ -71,6 +71,7 @@ def test_what_is_computed_again_changes_nothing() -> None:
     assert_close(kept[0], again[0])
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_and_float32_remembers() -> None:
     data, stage = batch([8, 12], 16), STAGE.model_copy(update={"dtype": "bfloat16"})
     found, metrics = compiled(partial(slopes, CONFIG, stage=stage))(PARAMS, data)

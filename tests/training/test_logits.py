@@ -176,6 +176,7 @@ def test_a_teacher_is_asked_in_the_step() -> None:
     assert_close(parts(PARAMS), run(PARAMS, {"alpha": 1.0}, TEACHER.weights))
 
 
+@pytest.mark.slow
 def test_a_teacher_in_fewer_bits_is_nearly_the_teacher() -> None:
     data = batch([8, 12, 5, 9], 16)
     run = compiled(
