@@ -27,7 +27,8 @@ def write_params(init: Path, folder: Path, config: ModelConfig, params: decoder.
     if is_first():
         tree = flat(decoder.unstack(config, nest(leaves)))
         tree = nest({path: np.asarray(x).astype(decoder.loaded_type(path, info.dtype)) for path, x in tree.items()})
-        info = info.model_copy(update={"source": str(folder), "revision": None, "digest": tree_digest(tree)})
+        source = str(Path(*folder.parts[-3:]))  # {run}/students/{stage}, wherever the results lie
+        info = info.model_copy(update={"source": source, "revision": None, "digest": tree_digest(tree)})
         with replacing(folder / "params") as tmp:
             tmp.mkdir()
             copy_tokenizer([init / "tokenizer"], tmp / "tokenizer")
