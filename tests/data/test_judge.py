@@ -1,15 +1,14 @@
 """The judge: asked once about each answer that needs it, patient with a server in trouble, strict with what it says."""
 
-import json
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from plain_server import JsonHandler, listening
 
+from distill import retries
 from distill.config import Dataset, Judge
 from distill.data import judge
 from distill.data.assemble import assemble
@@ -23,17 +22,16 @@ PROMPT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}answ
 ASKED = ([{"role": "user", "content": "q"}], "good", None)
 
 
-class Referee(BaseHTTPRequestHandler):
+class Referee(JsonHandler):
     """`says` has what is said of an answer, by its words: a text, or a list of them and of status codes, in turn."""
 
-    protocol_version = "HTTP/1.1"
     says: dict
     seen: Counter
     keys: set
     bodies: list
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         text = body["messages"][0]["content"]
         name = text.rpartition("answer: ")[2]
         self.seen[name] += 1
@@ -42,30 +40,19 @@ class Referee(BaseHTTPRequestHandler):
         said = self.says[name]
         if isinstance(said, list):
             said = said.pop(0) if len(said) > 1 else said[0]
-        status, value = (said, {"error": "trouble"}) if isinstance(said, int) else (
-            200, {"choices": [{"message": {"content": said}}]}
-        )  # fmt: skip
-        content = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *parts: object) -> None:
-        pass
+        if isinstance(said, int):
+            self.say(said, {"error": "trouble"})
+        else:
+            self.say(200, {"choices": [{"message": {"content": said}}]})
 
 
 @pytest.fixture
 def referee(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Referee]]]:
-    monkeypatch.setattr(judge, "LONGEST_WAIT", 0.02)
+    monkeypatch.setattr(retries, "LONGEST", 0.02)
     monkeypatch.delenv(judge.KEY, raising=False)
     handler = type("Handler", (Referee,), {"says": {}, "seen": Counter(), "keys": set(), "bodies": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1", handler
-        server.shutdown()
-        thread.join()
+    with listening(handler) as url:
+        yield f"{url}/v1", handler
 
 
 def settings(endpoint: str, **changes: object) -> Judge:

@@ -1,14 +1,12 @@
 """Turns that are asked one after the other: each sample goes on from its own answers, and nothing is asked twice."""
 
-import json
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from hashlib import blake2b
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from plain_server import JsonHandler, listening
 from tokenizers_for_tests import LLAMA3, byte_tokenizer
 
 from distill.checkpoints.info import ModelInfo, write_info
@@ -32,38 +30,26 @@ ARCHITECTURE = ModelConfig(
 SYSTEM = {"role": "system", "content": "short"}
 
 
-class Echo(BaseHTTPRequestHandler):
+class Echo(JsonHandler):
     """OpenAI's completions: an answer is told by the prompt's ids and the seed. `says` changes some of them."""
 
     seen: Counter
     says: dict[str, tuple[str, str]]  # text and finish_reason, by the prompt's last words
 
     def do_GET(self) -> None:
-        self.say({"data": [{"id": "echo", "object": "model"}]})
+        self.say(200, {"data": [{"id": "echo", "object": "model"}]})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         self.seen[tuple(body["prompt"]), body["seed"]] += 1
         asked = self.tokenizer.decode(body["prompt"])
         said = next((v for k, v in self.says.items() if asked.removesuffix("assistant\n\n").endswith(k)), None)
         if said and said[1] == "error":
-            self.send_response(400)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.say(400, {"error": "refused"})
             return
         text = blake2b(f"{body['prompt']} {body['seed']}".encode(), digest_size=2).hexdigest()
         text, reason = said or (text, "stop")
-        self.say({"choices": [{"index": 0, "text": text, "finish_reason": reason, "logprobs": None}]})
-
-    def say(self, value: dict) -> None:
-        content = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *parts: object) -> None:
-        pass
+        self.say(200, {"choices": [{"index": 0, "text": text, "finish_reason": reason, "logprobs": None}]})
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +72,8 @@ def tokenizer(teacher: Path) -> Tokenizer:
 @pytest.fixture
 def echo(tokenizer: Tokenizer) -> Iterator[tuple[str, type[Echo]]]:
     handler = type("Handler", (Echo,), {"seen": Counter(), "says": {}, "tokenizer": tokenizer})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", handler
-        server.shutdown()
-        thread.join()
+    with listening(handler) as url:
+        yield url, handler
 
 
 CHATS = [["one", "two", "three"], ["alone"], ["four", "five"]]

@@ -1,13 +1,11 @@
 """Servers that are not ours, and rows that nobody answers."""
 
-import json
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from plain_server import JsonHandler, listening
 from serving import Running, write_batch
 
 from distill.config import Dataset, Generation
@@ -23,10 +21,9 @@ SETTINGS = Generation(max_prefill_length=20, max_target_length=48, num_generatio
 FACTS = CardFacts("run", "teacher", None, None)
 
 
-class Plain(BaseHTTPRequestHandler):
+class Plain(JsonHandler):
     """OpenAI's completions and not more: no token ids, no logprobs, one choice. `troubles` happen first."""
 
-    protocol_version = "HTTP/1.1"
     seen: Counter
     troubles: dict[str, list[int]]  # status codes to answer a prompt with, by its ids
 
@@ -34,7 +31,7 @@ class Plain(BaseHTTPRequestHandler):
         self.say(200, {"data": [{"id": "plain-7b", "object": "model"}]})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         name = str(body["prompt"])
         self.seen[name, body["seed"], body.get("n", 1), body["model"]] += 1
         status = troubles.pop(0) if (troubles := self.troubles.get(name)) else 200
@@ -43,30 +40,15 @@ class Plain(BaseHTTPRequestHandler):
                 200, {"choices": [{"index": 0, "text": f"{body['seed']}", "finish_reason": "stop", "logprobs": None}]}
             )
         else:
-            self.say(status, {"error": {"message": f"trouble {status}"}})
-
-    def say(self, status: int, value: dict) -> None:
-        content = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("Retry-After", "0.1")
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *parts: object) -> None:
-        pass
+            self.say(status, {"error": {"message": f"trouble {status}"}}, Retry_After="0.1")
 
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Plain]]]:
     monkeypatch.setattr(client, "LONGEST_WAIT", 0.1)
     handler = type("Handler", (Plain,), {"seen": Counter(), "troubles": {}})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1", handler
-        server.shutdown()
-        thread.join()
+    with listening(handler) as url:
+        yield f"{url}/v1", handler
 
 
 def run(params: Path, folder: Path, endpoint: str, **changes: object) -> tuple[str, list[dict], object]:

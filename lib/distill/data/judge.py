@@ -14,21 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from distill.config import Judge
 from distill.errors import DistillError
 from distill.files import digest
+from distill.retries import is_transient, patiently, refusal, retry_after
 
-ATTEMPTS = 8
-LONGEST_WAIT = 20  # seconds between two attempts
 KEY = "DISTILL_JUDGE_API_KEY"
 
 
 class Trouble(Exception):
     """An attempt that failed; the next one may do better, after so many seconds where the server said so."""
 
-    def __init__(self, reason: str, seconds: float = 0.0):
+    def __init__(self, reason: str, seconds: float | None = None):
         super().__init__(reason)
         self.seconds = seconds
 
@@ -112,14 +110,7 @@ class Judged:
         return score if score is not None and low <= score <= high else None
 
     def _patiently(self, client: httpx2.Client, text: str) -> str | None:
-        backoff = wait_random_exponential(0.2, LONGEST_WAIT)
-
-        def wait(state: RetryCallState) -> float:
-            return max(backoff(state), state.outcome.exception().seconds)
-
-        retrying = Retrying(
-            retry=retry_if_exception_type(Trouble), stop=stop_after_attempt(ATTEMPTS), wait=wait, reraise=True
-        )
+        retrying = patiently(lambda error: isinstance(error, Trouble), lambda trouble: trouble.seconds)
         try:
             return retrying(self._attempt, client, text)
         except Trouble as trouble:
@@ -141,11 +132,11 @@ class Judged:
             raise Trouble(f"{type(error).__name__} {error}".strip()) from None
         status = response.status_code
         if status in (401, 403):
-            raise DistillError(f"{where} does not take our key ({_reason(response)}): set {KEY} to it")
+            raise DistillError(f"{where} does not take our key ({refusal(response)}): set {KEY} to it")
         if status == 404:
-            raise DistillError(f"{where} does not know model {settings.model}, or is none ({_reason(response)})")
-        if status in (408, 429) or status >= 500:
-            raise Trouble(_reason(response), _seconds(response.headers.get("Retry-After")))
+            raise DistillError(f"{where} does not know model {settings.model}, or is none ({refusal(response)})")
+        if is_transient(status):
+            raise Trouble(refusal(response), retry_after(response.headers.get("Retry-After")))
         if status != 200:
             return None  # too long for it, or against its rules: this answer alone
         try:
@@ -166,14 +157,3 @@ def _read(file: Path) -> list[tuple[str, float | None]]:
             except (ValueError, TypeError, KeyError):
                 continue
     return found
-
-
-def _reason(response: httpx2.Response) -> str:
-    return f"{response.status_code}: {' '.join(response.text[:200].split())}"
-
-
-def _seconds(text: str | None) -> float:
-    try:
-        return min(max(float(text or 0), 0.0), 60.0)
-    except ValueError:  # a date
-        return 1.0

@@ -20,7 +20,7 @@ from distill import SCHEMA_VERSION
 from distill.config import Target
 from distill.errors import DistillError
 from distill.publishing.contents import File
-from distill.publishing.retries import is_transient, patiently
+from distill.retries import is_transient, patiently
 
 AGAIN = "run the same command again, what has arrived is not sent twice"
 LOG_IN = {

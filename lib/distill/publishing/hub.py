@@ -19,7 +19,7 @@ from huggingface_hub.hf_api import RepoFile
 from distill.config import Target
 from distill.errors import DistillError
 from distill.publishing.contents import File
-from distill.publishing.retries import is_transient, patiently, retry_after
+from distill.retries import is_transient, patiently, retry_after
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 AGAIN = "run the same command again, what has arrived is not sent twice"

@@ -12,6 +12,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 
 from distill.config import Sampling
 from distill.errors import DistillError
+from distill.retries import refusal, retry_after
 from distill.serving.journal import Sample
 from distill.serving.shared import Server
 
@@ -84,7 +85,7 @@ def open_door(find: Callable[[], Server]) -> Door:
     except (httpx2.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
         raise DistillError(f"{server.url} does not answer as OpenAI's servers do ({error}): check the URL") from None
     if model is None:
-        raise DistillError(f"{server.url} refuses: {_reason(response)}; its key goes into DISTILL_API_KEY")
+        raise DistillError(f"{server.url} refuses: {refusal(response)}; its key goes into DISTILL_API_KEY")
     facts = model.get("distill")
     return Door(find, facts is not None, facts or {}, model["id"], server)
 
@@ -167,15 +168,16 @@ async def _attempt(client: httpx2.AsyncClient, door: Door, one: Ask, body: dict[
             raise Trouble(f"the connection broke ({type(error).__name__} {error})".strip()) from None
         if response.status_code not in (429, 503):
             break
-        await asyncio.sleep(_seconds(response.headers.get("Retry-After")))
+        asked = retry_after(response.headers.get("Retry-After"))
+        await asyncio.sleep(min(max(1.0 if asked is None else asked, 0.1), LONGEST_WAIT))
     if response.status_code in (401, 403):
         raise DistillError(
-            f"{server.url} does not take our token ({_reason(response)}): set DISTILL_API_KEY to its key"
+            f"{server.url} does not take our token ({refusal(response)}): set DISTILL_API_KEY to its key"
         )
     if response.status_code >= 500 or response.status_code == 408:
-        raise Trouble(_reason(response))
+        raise Trouble(refusal(response))
     if response.status_code != 200:
-        raise Refused(_reason(response))
+        raise Refused(refusal(response))
     door.deaths = 0
     return _samples(response, body)
 
@@ -207,23 +209,6 @@ def _body(door: Door, sampling: Sampling, stop_ids: Sequence[int]) -> dict[str, 
     body |= {"top_k": sampling.top_k} if sampling.top_k else {}
     body |= {"stop_token_ids": list(stop_ids)} if stop_ids else {}
     return body | ({"model": door.model} if door.model else {})
-
-
-def _reason(response: httpx2.Response) -> str:
-    """What a server said about its refusal, in a line."""
-    try:
-        said = response.json()["error"]
-        said = said["message"] if isinstance(said, dict) else said
-    except (ValueError, KeyError, TypeError):
-        said = response.text[:200]
-    return f"{response.status_code}: {' '.join(str(said).split())}"
-
-
-def _seconds(text: str | None) -> float:
-    try:
-        return min(max(float(text or 1), 0.1), LONGEST_WAIT)
-    except ValueError:  # a date
-        return 1.0
 
 
 def api_key() -> str:

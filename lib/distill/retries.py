@@ -1,8 +1,10 @@
-"""When a failed attempt is worth another, and how long to wait for it."""
+"""When a failed attempt is worth another, how long to wait for it, and what the server said."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 from tenacity.wait import wait_random_exponential
@@ -33,9 +35,19 @@ def retry_after(header: str | None) -> float | None:
     """Seconds that a Retry-After header asks for, as a number or as a date."""
     if not header:
         return None
-    if header.strip().isdigit():
-        return float(header)
+    with suppress(ValueError):
+        return max(0.0, float(header))
     try:
         return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
     except (TypeError, ValueError):
         return None
+
+
+def refusal(response: Any) -> str:
+    """What an HTTP server said about its refusal (as OpenAI's do, or as it likes), in a line; its status first."""
+    try:
+        said = response.json()["error"]
+        said = said["message"] if isinstance(said, dict) else said
+    except (ValueError, KeyError, TypeError):
+        said = response.text[:200]
+    return f"{response.status_code}: {' '.join(str(said).split())}"
