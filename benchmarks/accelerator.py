@@ -30,7 +30,8 @@ from machine import footer, installed
 from distill.checkpoints.store import nest
 from distill.config import Stage
 from distill.files import read_json
-from distill.generation.engine import Engine, Request
+from distill.generation.engine import Engine
+from distill.generation.requests import Request
 from distill.models import decoder, moe
 from distill.models.config import ModelConfig
 from distill.models.families import config_from_hf

@@ -23,7 +23,8 @@ NEW_TOKENS, VOCABULARY = 128, 32000
 
 def ours(folder: Path, slots: int, prompts: list[list[int]]) -> None:
     from distill.checkpoints.store import load_weights
-    from distill.generation.engine import Engine, Request
+    from distill.generation.engine import Engine
+    from distill.generation.requests import Request
     from distill.parallel.runtime import start
 
     start()

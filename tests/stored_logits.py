@@ -12,7 +12,8 @@ from distill.checkpoints.info import ModelInfo
 from distill.checkpoints.store import load_weights
 from distill.data.schema import CompletionsMetadata, write_completions
 from distill.data.topk import Told, as_text, packed
-from distill.generation.engine import Engine, Request, Result
+from distill.generation.engine import Engine
+from distill.generation.requests import Request, Result
 from distill.generation.seeds import request_seed
 from distill.text.chat import prompt_id, prompts_tokens
 from distill.text.tokenizer import load_tokenizer

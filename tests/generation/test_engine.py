@@ -12,7 +12,8 @@ from tiny_models import tiny_config
 from distill.checkpoints.store import flat, nest
 from distill.errors import DistillError
 from distill.generation import engine as engine_module
-from distill.generation.engine import Engine, Request, Result
+from distill.generation.engine import Engine
+from distill.generation.requests import Request, Result
 from distill.generation.sampling import Draw
 from distill.generation.seeds import request_seed
 from distill.models import decoder
@@ -130,15 +131,54 @@ def test_a_cancelled_request_frees_its_slot_and_leaves_the_others_alone() -> Non
     whole, shared = run(asked, slots=2), engine(slots=2)
     names = [shared.submit(request) for request in asked]
     shared.step()
-    assert len(shared.running) == shared.queued == 2
+    assert shared.running == shared.queued == 2
     shared.cancel(names[0])  # it runs
     shared.cancel(names[3])  # it waits
-    assert len(shared.free) == len(shared.running) == len(shared.waiting) == 1
+    assert len(shared.lanes[0].free) == shared.running == len(shared.waiting) == 1
     ended = {}
     while shared.running or shared.waiting:
         ended |= {name: result for name, result in shared.step() if result.finish_reason is not None}
     assert ended == {names[1]: whole[1], names[2]: whole[2]}
-    assert sorted(shared.free) == [0, 1]
+    assert sorted(shared.lanes[0].free) == [0, 1]
+
+
+@pytest.fixture
+def two_lanes(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    monkeypatch.setattr(engine_module, "LANE", 4)
+    shared = engine(slots=8)
+    assert [lane.slots for lane in shared.lanes] == [4, 4]
+    return shared
+
+
+def test_lanes_answer_as_one_lane_of_their_size(two_lanes: Engine) -> None:
+    asked = requests(20)
+    answered = dict(two_lanes.run(asked))
+    assert [answered[i] for i in range(len(asked))] == run(asked, slots=4)
+
+
+def test_a_request_that_is_cancelled_while_its_lane_decodes(two_lanes: Engine) -> None:
+    """All slots of both lanes are taken; one is freed in a lane that is under way, and a waiting request gets it."""
+    asked = [Request((9 + i, 10, 11), i, 0, 30) for i in range(9)]
+    names = [two_lanes.submit(request) for request in asked]
+    two_lanes.step()
+    assert (two_lanes.running, two_lanes.queued) == (8, 1)
+    two_lanes.cancel(names[5])
+    ended = {}
+    while two_lanes.running or two_lanes.waiting:
+        ended |= {name: result for name, result in two_lanes.step() if result.finish_reason is not None}
+    whole = run(asked, slots=4)
+    assert ended == {name: whole[i] for i, name in enumerate(names) if i != 5}
+
+
+def test_samples_of_one_prompt_are_shared_by_both_lanes(two_lanes: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, prefill = [], engine_module.prefill
+    monkeypatch.setattr(engine_module, "prefill", lambda *args: read.append(args[4].shape) or prefill(*args))
+    asked = [Request((9, 10, 11), 0, sample, 20) for sample in range(8)]
+    for request in asked:
+        two_lanes.submit(request)
+    two_lanes.step()
+    assert [len(lane.running) for lane in two_lanes.lanes] == [4, 4]
+    assert read == [(8, 16)]
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -165,10 +205,10 @@ def test_two_hundred_thousand_tokens_in_another_order_with_other_neighbours() ->
         for sample in range(4)
     ]
     order = rng.permutation(len(asked))
-    whole = run(asked, slots=32, max_length=240)
+    whole = run(asked, slots=64, max_length=240)  # two lanes
     assert sum(len(result.tokens) for result in whole) >= 190_000
     others = [Request((int(token),), 7, 0, 100) for token in rng.integers(8, 38, 200)]
-    shuffled = run([*(asked[i] for i in order), *others], slots=32, max_length=240)
+    shuffled = run([*(asked[i] for i in order), *others], slots=64, max_length=240)
     assert shuffled[: len(asked)] == [whole[i] for i in order]
 
 
@@ -201,8 +241,8 @@ def test_a_long_prompt_that_is_cancelled_while_it_is_read(monkeypatch: pytest.Mo
 
 def test_a_prompt_is_read_once_for_all_its_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    prefill = engine_module._prefill
-    monkeypatch.setattr(engine_module, "_prefill", lambda *args: read.append(args[4].shape) or prefill(*args))
+    prefill = engine_module.prefill
+    monkeypatch.setattr(engine_module, "prefill", lambda *args: read.append(args[4].shape) or prefill(*args))
     run([Request((9 + p, 10, 11), p, sample, 12) for p in range(3) for sample in range(7)], slots=2)
     assert read == [(8, 16)]  # three prompts of one length, though two samples run at a time
 

@@ -13,7 +13,7 @@ import pytest
 from golden_models import LENGTH, NAMES, QUICKLY, case, golden, load
 
 from distill.models import decoder
-from distill.models.cache import Caches, empty_cache, held, insert, slots_of
+from distill.models.cache import Caches, cut_to, empty_cache, held, insert, joined_with, more_pieces, slots_of
 
 PROMPTS = np.array([40, 29], np.int32)  # longer than a window of 24, and than the 32 slots of its ring
 
@@ -89,8 +89,39 @@ def test_layers_with_a_window_hold_no_more_than_it_needs() -> None:
 
 def test_latent_attention_holds_latents() -> None:
     config, _ = load("deepseek_v2_lite")
-    shapes = [{name: leaf.shape for name, leaf in c.items()} for c in empty_cache(config, 5, 64, jnp.float32)]
-    assert shapes == [{"latent": (5, 64, 16), "rope": (5, 64, 8)}] * 3
+    shapes = jax.tree.map(lambda leaf: leaf.shape, empty_cache(config, 5, 64, jnp.float32))
+    assert shapes == [{"latent": [(5, 64, 16)], "rope": [(5, 64, 8)]}] * 3
+
+
+def test_a_cache_in_pieces_grows_and_shrinks_by_pieces() -> None:
+    """The layers with a window stop at their ring; the last piece is what is left."""
+    config, _ = load("gemma3_text")
+    caches = empty_cache(config, 2, 128, jnp.float32, piece=32, chunk=9)
+    sizes = lambda caches: [[piece.shape[2] for piece in cache["k"]] for cache in caches]  # noqa: E731
+    assert sizes(caches) == [[32, 32], [32, 32], [32] * 4]
+    grown = joined_with(caches, more_pieces(config, caches, 200, 32))
+    assert sizes(grown) == [[32, 32], [32, 32], [32] * 6 + [8]]
+    assert grown[2]["v"][0] is caches[2]["v"][0]
+    assert sizes(cut_to(config, grown, 64, 32)) == [[32, 32]] * 3
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "deepseek_v2_lite"])
+def test_pieces_change_nothing(name: str) -> None:
+    """The same tokens into one array and into pieces of 16 slots, chunks that cross from one to the next included."""
+    config, params = load(name)
+    tokens = case(golden(name), "plain").tokens[:, :60]
+    positions = np.tile(np.arange(60, dtype=np.int32), (2, 1))
+    given = []
+    for piece in (None, 16):
+        caches = empty_cache(config, 2, 64, jnp.float32, chunk=26, piece=piece)
+        parts = []
+        for part in (slice(0, 26), slice(26, 40)):
+            chunk = tokens[:, part], positions[:, part], np.ones_like(tokens[:, part])
+            logits, caches = read(config, params, caches, *chunk)
+            parts.append(logits)
+        rest = decode(config, params, caches, tokens[:, 40:], positions[:, 40:])
+        given.append(np.concatenate([*parts, rest], axis=1))
+    np.testing.assert_allclose(*given, atol=1e-5)
 
 
 def test_a_ring_of_four_after_six_positions() -> None:

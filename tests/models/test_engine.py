@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from golden_models import LENGTH, case, golden, load, run
 
-from distill.generation.engine import Engine, Request
+from distill.generation.engine import Engine
+from distill.generation.requests import Request
 from distill.generation.sampling import Draw
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,8 @@ import pytest
 from golden_models import load
 
 from distill.checkpoints.store import flat
-from distill.generation.engine import Engine, Request
+from distill.generation.engine import Engine
+from distill.generation.requests import Request
 from distill.generation.sampling import Draw
 from distill.models.int8 import Int8, quantize_weights, quantized, wide
 

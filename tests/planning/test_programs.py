@@ -75,7 +75,8 @@ def test_the_shapes_are_those_of_a_run(tmp_path: Path) -> None:
     settings = Generation(max_prefill_length=8, max_target_length=56, slots=2, int8=["weights", "cache"])
     config, params = load_weights(tmp_path / "params")
     engine = Engine(config, quantize_weights(params), slots=2, max_length=56, real_vocab=35, int8_cache=True)
-    assert engine.room == engine.attended  # the caches start at their full size
+    lane = engine.lanes[0]
+    assert engine.setup.room == lane.attended  # the caches start at their full size
     assert decode_program(config, settings, "bfloat16", simulated(1)).held == {
-        "parameters": device_bytes(engine.params), "cache": device_bytes(engine.caches),
+        "parameters": device_bytes(engine.params), "cache": device_bytes(lane.caches),
     }  # fmt: skip

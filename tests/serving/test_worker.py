@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from distill.generation.engine import Request, Result
+from distill.generation.requests import Request, Result
 from distill.serving import worker
 from distill.serving.worker import Job, Worker
 

@@ -59,7 +59,8 @@ if "STOPPED_AT" in os.environ:
 run()
 
 from distill.checkpoints.store import load_weights
-from distill.generation.engine import Engine, Request
+from distill.generation.engine import Engine
+from distill.generation.requests import Request
 from distill.parallel.mesh import engine_mesh
 mesh = engine_mesh({"data": 1, "expert": 1, "tensor": jax.device_count()})
 config, weights = load_weights(init, mesh=mesh)

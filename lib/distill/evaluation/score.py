@@ -15,7 +15,8 @@ from distill.checkpoints.store import load_weights
 from distill.config import Evaluation
 from distill.errors import DistillError
 from distill.files import write_json
-from distill.generation.engine import Engine, Request
+from distill.generation.engine import Engine
+from distill.generation.requests import Request
 from distill.generation.sampling import Draw
 from distill.models import decoder
 from distill.models.config import ModelConfig

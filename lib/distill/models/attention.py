@@ -4,6 +4,7 @@ A query at index t sees a key at index s when both are real tokens of one segmen
 With segments [1 1 2 2 0] (two packed examples and a pad) index 3 sees 2 and 3.
 """
 
+from functools import reduce
 from typing import Literal
 
 import jax
@@ -11,10 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from distill.models.cache import SEGMENT, LayerCache, write
+from distill.models.cache import SEGMENT, LayerCache, joined, write
 from distill.models.config import ModelConfig
 from distill.models.int8 import wide
-from distill.models.layers import Norm, at_least_float32, biased, fan_in, weight, zeros
+from distill.models.layers import Norm, at_least_float32, biased, fan_in, product, weight, zeros
 from distill.models.rope import Rotation, rotate
 
 Fused = Literal["cudnn", "xla"]
@@ -57,8 +58,9 @@ class Attention(nnx.Module):
             cache = {"k": k, "v": v}
             k, v = wide(k), wide(v)
         if cache is not None and x.shape[1] == 1:
-            spoken = attend_one(self.config, q[:, 0], k, v, mask[:, 0], room or k.shape[2])[:, None]
+            spoken = attend_one(self.config, q[:, 0], k, v, mask[:, 0], room or mask.shape[-1])[:, None]
         else:
+            k, v = (k, v) if cache is None else (joined(k), joined(v))
             spoken = attend(self.config, q, k, v, mask)
         return biased(from_heads(spoken, self.o[...]), self.o_bias), cache
 
@@ -83,12 +85,12 @@ class Attention(nnx.Module):
 
 def to_heads(x: Float[Array, "B T D"], weight: Float[Array, "N H D"]) -> Float[Array, "B T N H"]:
     """x projected to each head. As one matrix: for a weight of three axes XLA makes a transposed copy each time."""
-    return jnp.einsum("BTD,FD->BTF", x, weight.reshape(-1, x.shape[-1])).reshape(*x.shape[:2], *weight.shape[:2])
+    return product(x, weight.reshape(-1, x.shape[-1])).reshape(*x.shape[:2], *weight.shape[:2])
 
 
 def from_heads(x: Float[Array, "B T N H"], weight: Float[Array, "D N H"]) -> Float[Array, "B T D"]:
     """The sum of what the heads say, projected back."""
-    return jnp.einsum("BTF,DF->BTD", x.reshape(*x.shape[:2], -1), weight.reshape(len(weight), -1))
+    return product(x.reshape(*x.shape[:2], -1), weight.reshape(len(weight), -1))
 
 
 def attend(
@@ -124,49 +126,59 @@ def _fuses(config: ModelConfig, q: Array, k: Array) -> bool:
 def attend_one(
     config: ModelConfig,
     q: Float[Array, "B N H"],
-    k: Float[Array, "B K S H"],
-    v: Float[Array, "B K S H"],
+    k: list[Float[Array, "B K S H"]],
+    v: list[Float[Array, "B K S H"]],
     mask: Bool[Array, "B S"],
     room: int,
 ) -> Float[Array, "B N H"]:
-    """`attend` for one query a row, in bits that do not depend on S: see `segments` and `settled_weights`."""
-    keys, values = segments(k), segments(v)
-    q = q.reshape(*k.shape[:2], 1, -1, k.shape[-1])
-    q = jnp.broadcast_to(q, (*keys.shape[:3], *q.shape[3:]))
-    scores = jnp.einsum("BKOGH,BKOJH->BKGOJ", q, keys, preferred_element_type=jnp.float32)
-    weights = settled_weights(config, scores, mask[:, None, None], room).astype(v.dtype)
-    parts = jnp.einsum("BKGOJ,BKOJH->BKOGH", weights, values, preferred_element_type=jnp.float32)
-    return in_order(parts, axis=2).astype(v.dtype).reshape(k.shape[0], -1, v.shape[-1])
+    """`attend` for one query a row over pieces of a cache, in bits that do not depend on how many slots these have
+    together: see `segments` and `settled_weights`."""
+    keys, values = [segments(piece) for piece in k], [segments(piece) for piece in v]
+    q = q.reshape(*k[0].shape[:2], 1, -1, k[0].shape[-1])
+
+    def scored(part: Array) -> Array:
+        asked = jnp.broadcast_to(q, (*part.shape[:3], *q.shape[3:]))
+        return jnp.einsum("BKOGH,BKOJH->BKGOJ", asked, part, preferred_element_type=jnp.float32)
+
+    def spoken(weights: Array, part: Array) -> Array:
+        return jnp.einsum("BKGOJ,BKOJH->BKOGH", weights, part, preferred_element_type=jnp.float32)
+
+    weights = settled_weights(config, [scored(part) for part in keys], mask[:, None, None], room)
+    parts = [spoken(w.astype(part.dtype), part) for w, part in zip(weights, values, strict=True)]
+    return in_order(parts, axis=2).astype(v[0].dtype).reshape(len(q), -1, v[0].shape[-1])
 
 
 def segments(x: Float[Array, "... S H"]) -> Float[Array, "... O J H"]:
-    """A cache cut into segments. With each one in a product of its own, a row's bits do not depend on how many
-    there are: XLA blocks one product over all of S as S asks for. A cache of another size is one segment."""
+    """A piece of a cache cut into segments. With each one in a product of its own, a row's bits do not depend on how
+    many there are: XLA blocks one product over all of S as S asks for. A piece of another size is one segment."""
     size = x.shape[-2]
     return x.reshape(*x.shape[:-2], -1, SEGMENT if size % SEGMENT == 0 else size, x.shape[-1])
 
 
 def settled_weights(
-    config: ModelConfig, scores: Float[Array, "... O J"], mask: Bool[Array, "... S"], room: int
-) -> Float[Array, "... O J"]:
-    """Softmax over O·J positions as one over `room` of them, the others unseen.
+    config: ModelConfig, scores: list[Float[Array, "... O J"]], mask: Bool[Array, "... S"], room: int
+) -> list[Float[Array, "... O J"]]:
+    """Softmax over the positions of all pieces as one over `room` of them, the others unseen.
 
     Its shape is then always the same, and with it the order in which XLA adds; barriers keep what depends on
     the number of segments out of its loops.
     """
-    flat = scores.reshape(*scores.shape[:-2], -1)
+    flat = jnp.concatenate([part.reshape(*part.shape[:-2], -1) for part in scores], axis=-1)
     rest = room - flat.shape[-1]
     padded = [jnp.pad(a, ((0, 0),) * (a.ndim - 1) + ((0, rest),)) for a in (flat, mask)]
-    weights = attention_weights(config, *jax.lax.optimization_barrier(tuple(padded)))
-    return jax.lax.optimization_barrier(weights)[..., : flat.shape[-1]].reshape(scores.shape)
+    weights = jax.lax.optimization_barrier(attention_weights(config, *jax.lax.optimization_barrier(tuple(padded))))
+    cut, start = [], 0
+    for part in scores:
+        size = part.shape[-2] * part.shape[-1]
+        cut.append(weights[..., start : start + size].reshape(part.shape))
+        start += size
+    return cut
 
 
-def in_order(parts: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
-    """The sum over an axis, one part after the other: parts of zeros at the end change no bit."""
-    total = jax.lax.index_in_dim(parts, 0, axis, keepdims=False)
-    for i in range(1, parts.shape[axis]):
-        total = total + jax.lax.index_in_dim(parts, i, axis, keepdims=False)
-    return total
+def in_order(parts: list[Float[Array, "..."]], axis: int) -> Float[Array, "..."]:
+    """The sum over an axis of all of them, one after the other: parts of zeros at the end change no bit."""
+    singles = [jax.lax.index_in_dim(part, i, axis, keepdims=False) for part in parts for i in range(part.shape[axis])]
+    return reduce(jnp.add, singles)
 
 
 def attention_weights(config: ModelConfig, scores: Array, mask: Array) -> Array:

@@ -1,11 +1,15 @@
 """The caches of the decode path: arrays of its own for each layer, so that appending to one moves no other.
 
+An array may be cut into pieces, slots 0 to P of all rows in the first: a cache then grows by a piece and nothing is
+copied, and products with the pieces run side by side.
+
 Slot r of a cache with S slots holds the newest position that is r modulo S. Where S is no less than the
 longest sequence that is position r itself; a layer with a window has only as many slots as its window needs,
 and they are used in turn: with 4 slots and positions 0 to 5 written, they hold 4 5 2 3.
 """
 
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import jax
@@ -15,35 +19,53 @@ from jaxtyping import Array, Bool, Float, Int
 from distill.models.config import Layer, ModelConfig
 from distill.models.int8 import Int8, quantized
 
-LayerCache = dict[str, Array | Int8]
+Pieces = list[Array | Int8]
+LayerCache = dict[str, Pieces]
 Caches = list[LayerCache]
 
 SEGMENT = 64
 """Positions that one query meets in one product; a ring's slots come in multiples of it."""
+BEYOND = 1 << 30
+"""More slots than any cache has."""
 
 
 def empty_cache(
-    config: ModelConfig, batch: int, length: int, dtype: Any, *, chunk: int = 1, int8: bool = False
+    config: ModelConfig,
+    batch: int,
+    length: int,
+    dtype: Any,
+    *,
+    chunk: int = 1,
+    piece: int | None = None,
+    int8: bool = False,
 ) -> Caches:
     """Room for `length` positions a row, appended `chunk` at a time or fewer.
 
-    Keys and values are [B, K, S, H]; latent attention has its latents [B, S, R] and rotary keys [B, S, U].
+    Keys and values are [B, K, S, H]; latent attention has its latents [B, S, R] and rotary keys [B, S, U]. With
+    `piece`, each is in arrays of that many slots, and one of the rest.
     """
-
-    def empty(*shape: int) -> Array | Int8:
-        zeros = jnp.zeros(shape, dtype)
-        return quantized(zeros) if int8 else zeros
-
     caches = []
     for layer in config.layers:
         slots = slots_for(layer, length, chunk)
         if config.latent is not None:
-            widths = {"latent": config.latent.kv_rank, "rope": config.latent.rope}
-            caches.append({name: empty(batch, slots, n) for name, n in widths.items()})
+            shapes = {"latent": (config.latent.kv_rank,), "rope": (config.latent.rope,)}
         else:
-            shape = (batch, config.kv_heads, slots, config.head_dim)
-            caches.append({name: empty(*shape) for name in ("k", "v")})
+            shapes = dict.fromkeys(("k", "v"), (config.kv_heads, config.head_dim))
+        sizes = piece_sizes(slots, piece or slots)
+        caches.append(
+            {name: [_zeros(batch, shape, size, dtype, int8) for size in sizes] for name, shape in shapes.items()}
+        )
     return caches
+
+
+def piece_sizes(slots: int, piece: int) -> list[int]:
+    """`slots` as pieces, and a last one of the rest."""
+    return [min(piece, slots - start) for start in range(0, slots, piece)]
+
+
+def _zeros(batch: int, shape: tuple[int, ...], slots: int, dtype: Any, int8: bool) -> Array | Int8:
+    zeros = jnp.zeros((batch, *shape[:-1], slots, shape[-1]), dtype)
+    return quantized(zeros) if int8 else zeros
 
 
 def slots_for(layer: Layer, length: int, chunk: int = 1) -> int:
@@ -54,39 +76,71 @@ def slots_for(layer: Layer, length: int, chunk: int = 1) -> int:
     return length if layer.window is None else min(length, -(-(layer.window - 1 + chunk) // SEGMENT) * SEGMENT)
 
 
-def resized(config: ModelConfig, caches: Caches, length: int) -> Caches:
-    """The same caches with room for `length` positions; a layer at a time, so that no second copy is held.
+def cut_to(config: ModelConfig, caches: Caches, length: int, piece: int) -> Caches:
+    """Caches without the pieces that `length` positions do not need.
 
-    Every position that is looked at must be below the old and the new length.
+    Every position that is looked at must be below `length`.
     """
-    for i, layer in enumerate(config.layers):
-        if (slots := slots_for(layer, length)) != slots_of(caches[i]):
-            caches[i] = _resized(caches[i], slots)
-    return caches
+    return [
+        {name: pieces[: len(sizes)] for name, pieces in cache.items()}
+        for sizes, cache in zip(_sizes(config, length, piece), caches, strict=True)
+    ]
 
 
-@partial(jax.jit, static_argnums=1)
-def _resized(cache: LayerCache, slots: int) -> LayerCache:
-    def fit(a: Array) -> Array:
-        rest = [(0, 0)] * (a.ndim - 2)
-        return jnp.pad(a[..., :slots, :], (*rest, (0, max(0, slots - a.shape[-2])), (0, 0)))
+def more_pieces(config: ModelConfig, caches: Caches, length: int, piece: int) -> Caches:
+    """The empty pieces, `piece` slots each, that caches for `length` positions have beyond those of `caches`."""
 
-    return jax.tree.map(fit, cache)
+    def like(array: Array, slots: int) -> Array:
+        return jnp.zeros((*array.shape[:-2], slots, array.shape[-1]), array.dtype)
+
+    return [
+        {
+            name: [jax.tree.map(partial(like, slots=size), pieces[0]) for size in sizes[len(pieces) :]]
+            for name, pieces in cache.items()
+        }
+        for sizes, cache in zip(_sizes(config, length, piece), caches, strict=True)
+    ]
+
+
+def joined_with(caches: Caches, more: Caches) -> Caches:
+    """Caches with pieces added behind theirs."""
+    pairs = zip(caches, more, strict=True)
+    return [{name: pieces + new[name] for name, pieces in cache.items()} for cache, new in pairs]
+
+
+def _sizes(config: ModelConfig, length: int, piece: int) -> list[list[int]]:
+    return [piece_sizes(slots_for(layer, length), piece) for layer in config.layers]
 
 
 def slots_of(cache: LayerCache) -> int:
     """How many positions a layer's cache holds at once."""
-    return next(iter(cache.values())).shape[-2]
+    return sum(piece.shape[-2] for piece in next(iter(cache.values())))
 
 
-def write(
-    cache: Float[Array, "B ... S H"] | Int8, new: Float[Array, "B ... T H"], slots: Int[Array, "B T"]
-) -> Float[Array, "B ... S H"] | Int8:
-    """Put new[b, ..., t, :] at cache[b, ..., slots[b, t], :]; slots beyond it (a pad's) are dropped."""
-    if isinstance(cache, Int8):
+def _starts(pieces: Pieces) -> list[int]:
+    """The slot that each piece begins with."""
+    return [0, *accumulate(piece.shape[-2] for piece in pieces[:-1])]
+
+
+def write(pieces: Pieces, new: Float[Array, "B ... T H"], slots: Int[Array, "B T"]) -> Pieces:
+    """Put new[b, ..., t, :] at slot slots[b, t] of row b; slots beyond the last one (a pad's) are dropped."""
+    written = []
+    for start, piece in zip(_starts(pieces), pieces, strict=True):
+        here = slots - start
+        written.append(_write(piece, new, jnp.where(here < 0, here + BEYOND, here)))
+    return written
+
+
+def _write(piece: Array | Int8, new: Array, slots: Int[Array, "B T"]) -> Array | Int8:
+    if isinstance(piece, Int8):
         new = quantized(new)
-        return Int8(write(cache.values, new.values, slots), write(cache.scale, new.scale, slots), cache.dtype)
-    return jax.vmap(lambda c, n, s: c.at[..., s, :].set(n, mode="drop", unique_indices=True))(cache, new, slots)
+        return Int8(_write(piece.values, new.values, slots), _write(piece.scale, new.scale, slots), piece.dtype)
+    return jax.vmap(lambda c, n, s: c.at[..., s, :].set(n, mode="drop", unique_indices=True))(piece, new, slots)
+
+
+def joined(pieces: list[Float[Array, "B ... S H"]]) -> Float[Array, "B ... S H"]:
+    """The pieces as one array."""
+    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-2)
 
 
 def write_slots(positions: Int[Array, "B T"], valid: Int[Array, "B T"], slots: int) -> Int[Array, "B T"]:
@@ -117,18 +171,26 @@ def insert(
     rows: Int[Array, "I"],
     lengths: Int[Array, "P"],
 ) -> Caches:
-    """Copy row rows[i] of `fresh` over row slots[i] of `caches` (out of range: over none).
+    """Copy row rows[i] of `fresh`, which is in one piece, over row slots[i] of `caches` (out of range: over none).
 
     lengths: of the sequences in `fresh`, whose slots are no fewer than a ring of `caches` has, or hold each
     position p in slot p. Of a sequence longer than a ring its last positions are taken, each to its slot.
     """
 
-    def put(cache: Array, new: Array) -> Array:
-        room, new = cache.shape[-2], new[rows]
+    def put(start: int, room: int, piece: Array, new: Array) -> Array:
+        new = new[rows]
         if new.shape[-2] > room:
             kept = jnp.maximum(held(lengths[rows] - 1, room), 0) % new.shape[-2]
             kept = kept.reshape(kept.shape[0], *(1,) * (new.ndim - 3), room, 1)
             new = jnp.take_along_axis(new, kept, axis=-2)
-        return cache.at[slots, ..., : new.shape[-2], :].set(new, mode="drop")
+        new = new[..., start : start + piece.shape[-2], :]
+        return piece.at[slots, ..., : new.shape[-2], :].set(new, mode="drop")
 
-    return jax.tree.map(put, caches, fresh)
+    filled = []
+    for cache, whole in zip(caches, fresh, strict=True):
+        room, new = slots_of(cache), {}
+        for name, pieces in cache.items():
+            starts = zip(_starts(pieces), pieces, strict=True)
+            new[name] = [jax.tree.map(partial(put, start, room), piece, whole[name][0]) for start, piece in starts]
+        filled.append(new)
+    return filled

@@ -10,10 +10,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from distill.models.attention import attention_weights, from_heads, in_order, segments, settled_weights, to_heads
-from distill.models.cache import LayerCache, write
+from distill.models.cache import LayerCache, joined, write
 from distill.models.config import ModelConfig
 from distill.models.int8 import wide
-from distill.models.layers import Norm, at_least_float32, fan_in, weight
+from distill.models.layers import Norm, at_least_float32, fan_in, product, weight
 from distill.models.rope import Rotation, rotate
 
 LATENT_EPS = 1e-6
@@ -54,20 +54,21 @@ class LatentAttention(nnx.Module):
         if self.q is not None:
             q = to_heads(x, self.q[...])
         else:
-            q = self.q_a_norm(jnp.einsum("BTD,QD->BTQ", x, self.q_a[...]))
+            q = self.q_a_norm(product(x, self.q_a[...]))
             q = to_heads(q, self.q_b[...])
         q, q_rope = q[..., :nope], rotate(q[..., nope:], turn, interleaved=config.rope_interleaved)
-        latent = self.kv_a_norm(jnp.einsum("BTD,RD->BTR", x, self.kv_a[...]))
-        k_rope = jnp.einsum("BTD,UD->BTU", x, self.k_rope[...])
+        latent = self.kv_a_norm(product(x, self.kv_a[...]))
+        k_rope = product(x, self.k_rope[...])
         k_rope = rotate(k_rope[:, :, None], turn, interleaved=config.rope_interleaved)[:, :, 0]
         if cache is not None:
             latent, k_rope = write(cache["latent"], latent, slots), write(cache["rope"], k_rope, slots)
             cache = {"latent": latent, "rope": k_rope}
             latent, k_rope = wide(latent), wide(k_rope)
         if cache is not None and x.shape[1] == 1:
-            room = room or latent.shape[1]
+            room = room or mask.shape[-1]
             attended = self._absorbed(q[:, 0], q_rope[:, 0], latent, k_rope, mask[:, 0], room)[:, None]
         else:
+            latent, k_rope = (latent, k_rope) if cache is None else (joined(latent), joined(k_rope))
             attended = self._expanded(q, q_rope, latent, k_rope, mask)
         return from_heads(attended, self.o[...]), cache
 
@@ -92,19 +93,26 @@ class LatentAttention(nnx.Module):
         self,
         q: Float[Array, "B N P"],
         q_rope: Float[Array, "B N U"],
-        latent: Float[Array, "B S R"],
-        k_rope: Float[Array, "B S U"],
+        latent: list[Float[Array, "B S R"]],
+        k_rope: list[Float[Array, "B S U"]],
         mask: Bool[Array, "B S"],
         room: int,
     ) -> Float[Array, "B N W"]:
         """The same for one query, with W_b moved to the query's and the output's side: q·(W c) = (Wᵀ q)·c, so
         that it reads latents and not N heads of keys and values for each position."""
         kv_b, nope = self.kv_b[...], self.config.latent.nope
-        latent, k_rope = segments(latent), segments(k_rope)
+        latent, k_rope = [segments(piece) for piece in latent], [segments(piece) for piece in k_rope]
         q = jnp.einsum("BNP,NPR->BNR", q, kv_b[:, :nope])
-        q, q_rope = (jnp.broadcast_to(a[:, None], (a.shape[0], latent.shape[1], *a.shape[1:])) for a in (q, q_rope))
-        scores = jnp.einsum("BONR,BOJR->BNOJ", q, latent, preferred_element_type=jnp.float32)
-        scores += jnp.einsum("BONU,BOJU->BNOJ", q_rope, k_rope, preferred_element_type=jnp.float32)
-        weights = settled_weights(self.config, scores, mask[:, None], room).astype(latent.dtype)
-        parts = jnp.einsum("BNOJ,BOJR->BONR", weights, latent, preferred_element_type=jnp.float32)
-        return jnp.einsum("BNR,NWR->BNW", in_order(parts, axis=1).astype(latent.dtype), kv_b[:, nope:])
+
+        def scored(latent: Array, k_rope: Array) -> Array:
+            asked = [jnp.broadcast_to(a[:, None], (a.shape[0], latent.shape[1], *a.shape[1:])) for a in (q, q_rope)]
+            scores = jnp.einsum("BONR,BOJR->BNOJ", asked[0], latent, preferred_element_type=jnp.float32)
+            return scores + jnp.einsum("BONU,BOJU->BNOJ", asked[1], k_rope, preferred_element_type=jnp.float32)
+
+        scores = [scored(*part) for part in zip(latent, k_rope, strict=True)]
+        weights = settled_weights(self.config, scores, mask[:, None], room)
+        parts = [
+            jnp.einsum("BNOJ,BOJR->BONR", w.astype(part.dtype), part, preferred_element_type=jnp.float32)
+            for w, part in zip(weights, latent, strict=True)
+        ]
+        return jnp.einsum("BNR,NWR->BNW", in_order(parts, axis=1).astype(latent[0].dtype), kv_b[:, nope:])

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from distill.checkpoints.store import nest
 from distill.config import Generation, Stage
 from distill.data.loader import spans
-from distill.generation.engine import decode_on_shapes
+from distill.generation.programs import Setup, decode_on_shapes
 from distill.models import decoder
 from distill.models.config import ModelConfig
 from distill.models.int8 import in_eight_bits, quantized
@@ -152,10 +152,10 @@ def decode_program(config: ModelConfig, settings: Generation, dtype: str, device
     params = _unscanned(config, dtype, mesh)
     if "weights" in settings.int8:
         params = _eight_bits(params)
-    caches, lower = decode_on_shapes(
-        config, params, slots=settings.slots, max_length=settings.max_target_length, mesh=mesh,
-        int8_cache="cache" in settings.int8,
-    )  # fmt: skip
+    setup = Setup.of(
+        config, settings.max_target_length, real_vocab=config.vocab_size, mesh=mesh, int8_cache="cache" in settings.int8
+    )
+    caches, lower = decode_on_shapes(setup, params, settings.slots)
     held = {"parameters": device_bytes(params), "cache": device_bytes(caches)}
     return Program(held, lower)
 

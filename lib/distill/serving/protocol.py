@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from distill.generation.engine import Request
+from distill.generation.requests import Request
 from distill.generation.sampling import Draw
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from distill.generation.engine import Engine, Request, Result
+from distill.generation.engine import Engine
+from distill.generation.requests import Request, Result
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class Worker:
                     told[name] = len(result.tokens)
                 if result.finish_reason is not None:
                     del names[name], told[name]
-            self.loop.call_soon_threadsafe(self._deliver, news, engine.queued, len(engine.running))
+            self.loop.call_soon_threadsafe(self._deliver, news, engine.queued, engine.running)
 
     def _obey(
         self, engine: Engine, order: tuple[str, Job], names: dict[int, tuple[Job, int]], told: dict[int, int]

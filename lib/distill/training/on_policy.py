@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 from distill.config import Stage
 from distill.data.loader import Loader, arrays
-from distill.generation.engine import Engine, Request
+from distill.generation.engine import Engine
+from distill.generation.requests import Request
 from distill.generation.sampling import Draw
 from distill.models import decoder
 from distill.models.config import ModelConfig

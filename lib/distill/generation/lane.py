@@ -1,0 +1,154 @@
+"""A lane: slots that decode together, in one program, while the other lanes of an engine do theirs.
+
+Nothing here waits for the device but `collect`: reading, placing and decoding are put in its queue.
+"""
+
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill.errors import DistillError
+from distill.generation.programs import (
+    STEPS,
+    Setup,
+    decode,
+    draws,
+    first_tokens,
+    more_room,
+    put_in_slots,
+    rounded,
+    slot_column,
+)
+from distill.generation.requests import Request, Result
+from distill.generation.sampling import Choice
+from distill.models import decoder
+from distill.models.cache import Caches, cut_to, joined_with
+
+TOLD = Choice._fields[2:]
+"""What can be told of a token beside itself and its log-probability."""
+
+
+class Lane:
+    """`slots` rows of caches, and who is in them."""
+
+    def __init__(self, setup: Setup, slots: int, dtype: Any, *, alone: bool):
+        self.setup, self.slots = setup, slots
+        # XLA runs what one thread asks for in that order. On a mesh all processes must ask in the same one.
+        self.thread = None if alone else ThreadPoolExecutor(1, thread_name_prefix="lane")
+        self.attended = min(setup.stride, setup.room)  # positions that the caches hold now
+        self.caches = setup.empty_cache(slots, self.attended, dtype, piece=setup.stride)
+        self.state = {
+            "token": jnp.zeros(slots, jnp.int32),
+            "position": jnp.zeros(slots, jnp.int32),
+            "seed": jnp.zeros((slots, 2), jnp.uint32),
+            "sample": jnp.zeros(slots, jnp.int32),
+            "draw": draws([], slots),
+        }
+        self.running: dict[int, tuple[int, Request, Result]] = {}
+        self.free = list(range(slots))
+        self.firsts: list[tuple[list[int], Choice]] = []  # slots that were filled, and their first tokens
+        self.going: Future = Future()  # caches, state and tokens behind the decode steps that are under way
+
+    def place(
+        self, asked: Iterable[tuple[int, int, Request]], fresh: Caches, logits: jax.Array, lengths: np.ndarray
+    ) -> None:
+        """Put requests (name, row, request) in free slots and draw their first tokens.
+
+        fresh, logits, lengths: of the prompts that were read, a row each.
+        """
+        placed = []
+        for name, row, request in asked:
+            slot = self.free.pop(0)
+            self.running[slot] = name, request, Result()
+            placed.append((slot, row, request))
+        new = {
+            "sample": slot_column([request.sample for _, _, request in placed], self.slots),
+            "seed": np.zeros((self.slots, 2), np.uint32),
+            "draw": draws([request.draw for _, _, request in placed], self.slots),
+        }
+        for i, (_, _, request) in enumerate(placed):
+            new["seed"][i] = request.seed >> 32, request.seed & 0xFFFFFFFF
+        self._fit()
+        slots = slot_column([slot for slot, _, _ in placed], self.slots, fill=self.slots)
+        rows = slot_column([row for _, row, _ in placed], self.slots)
+        few = min(self.slots, 1 << (len(placed) - 1).bit_length())  # a copy: its shape reaches no bit
+        self.caches = put_in_slots(self.caches, fresh, slots[:few], rows[:few], lengths)
+        position = np.where(slots < self.slots, lengths[rows], 0)
+        self.state, choice = first_tokens(self.setup, logits, self.state, slots, rows, position, new)
+        self.firsts.append(([slot for slot, _, _ in placed], choice))
+
+    def start(self, params: decoder.Params) -> None:
+        """STEPS tokens more for every slot."""
+        self._fit()
+        asked = self.setup, params, self.caches, self.state
+        if self.thread is None:
+            self.going = Future()
+            self.going.set_result(decode(*asked))
+        else:
+            self.going = self.thread.submit(decode, *asked)
+
+    def collect(self) -> dict[int, Result]:
+        """Wait for what was started; gives every request that has new tokens, by name."""
+        moved: dict[int, Result] = {}
+        self.caches, self.state, choices = self.going.result()
+        firsts, self.firsts = self.firsts, []
+        for slots, choice in firsts:
+            columns = _columns(jax.tree.map(lambda a: a[None], choice))
+            for i, slot in enumerate(slots):
+                self._append(slot, {name: values[i] for name, values in columns.items()}, moved)
+        columns = _columns(choices)
+        for slot in list(self.running):
+            self._append(slot, {name: values[slot] for name, values in columns.items()}, moved)
+        return moved
+
+    def cancel(self, name: int) -> None:
+        """Free the slot of a request, if it is here."""
+        for slot, (running, _, _) in list(self.running.items()):
+            if running == name:
+                self._release(slot)
+
+    def _fit(self) -> None:
+        """Give the caches the size that the running rows need for STEPS more tokens."""
+        longest = max(len(request.prompt) + max(1, len(result.tokens)) for _, request, result in self.running.values())
+        attended = min(rounded(longest + STEPS, self.setup.stride), self.setup.room)
+        if attended < self.attended:
+            self.caches = cut_to(self.setup.config, self.caches, attended, self.setup.stride)
+        elif attended > self.attended:
+            self.caches = joined_with(self.caches, more_room(self.setup, attended, self.caches))
+        self.attended = attended
+
+    def _append(self, slot: int, new: dict[str, np.ndarray], moved: dict[int, Result]) -> None:
+        """Give a slot's tokens to its request, up to its end; at the end the slot is free."""
+        if slot not in self.running:
+            return  # cancelled, or ended by its first token
+        name, request, result = self.running[slot]
+        moved[name], before = result, len(result.tokens)
+        for token, logprob in zip(new["token"].tolist(), new["logprob"].tolist(), strict=True):
+            if logprob != logprob:
+                raise DistillError("the model gave NaN: its weights are damaged, or their dtype is too narrow")
+            result.tokens.append(token)
+            result.logprobs.append(logprob)
+            if token in request.stop_ids:
+                result.finish_reason = "stop"
+            elif len(result.tokens) >= request.max_tokens:
+                result.finish_reason = "length"
+            if result.finish_reason is not None:
+                self._release(slot)
+                break
+        for column in new.keys() & set(TOLD):
+            result.told.setdefault(column, []).extend(new[column][: len(result.tokens) - before])
+
+    def _release(self, slot: int) -> None:
+        del self.running[slot]
+        self.free.append(slot)
+
+
+def _columns(choices: Choice) -> dict[str, np.ndarray]:
+    """Of [steps, slots, ...] the parts that are told, each as [slots, steps, ...]."""
+    untold = set(TOLD) if choices.top_ids is None and choices.sampled_ids is None else set()
+    told = {name: part for name, part in choices._asdict().items() if part is not None and name not in untold}
+    return {name: np.asarray(part).swapaxes(0, 1) for name, part in jax.device_get(told).items()}

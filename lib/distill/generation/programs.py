@@ -1,0 +1,165 @@
+"""What the engine has compiled: reading prompts, the first token behind one, and decode steps."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from distill.generation.sampling import Choice, Draw, choose, many_uniforms, sampled_of, uniforms
+from distill.models import decoder
+from distill.models.cache import SEGMENT, Caches, empty_cache, insert, more_pieces
+from distill.models.config import ModelConfig
+from distill.parallel.mesh import cache_sharding
+
+STEPS = 8
+"""Decode steps a round trip to the host; a sample that ends inside wastes the rest of its slot's steps."""
+WINDOWS = 4
+"""Pieces of a full cache. It has as many as the longest sequence needs; each number is compiled once."""
+PREFILL_ROWS = 8
+"""Most prompts that are read together."""
+
+
+class Telling(NamedTuple):
+    """How many of the likeliest tokens, and of draws from all of them, are told a position."""
+
+    top: int = 0
+    sampled: int = 0
+
+
+SILENT = Telling()
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the lanes of an engine share, and their programs are compiled for.
+
+    room, stride: slots of a full cache, and of a piece of one.
+    """
+
+    config: ModelConfig
+    real_vocab: int
+    room: int
+    stride: int
+    telling: Telling = SILENT
+    mesh: Mesh | None = None
+    int8_cache: bool = False
+
+    @classmethod
+    def of(cls, config: ModelConfig, max_length: int, **rest: Any) -> "Setup":
+        """For sequences of at most `max_length`."""
+        room = rounded(max_length + STEPS, SEGMENT)
+        return cls(config.reaching(max_length), room=room, stride=rounded(-(-room // WINDOWS), SEGMENT), **rest)
+
+    def empty_cache(self, rows: int, length: int, dtype: Any, *, chunk: int = 1, piece: int | None = None) -> Caches:
+        """`models.cache.empty_cache`, on the mesh if there is one."""
+        return _empty_cache(self, rows, length, dtype, chunk, piece)
+
+    def on_mesh(self, caches: Caches) -> Caches:
+        """For a trace: caches that lie where they belong."""
+        if self.mesh is None:
+            return caches
+        place = partial(cache_sharding, self.mesh)
+        return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, place(a.shape)), caches)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def _empty_cache(setup: Setup, rows: int, length: int, dtype: Any, chunk: int, piece: int | None) -> Caches:
+    made = empty_cache(setup.config, rows, length, dtype, chunk=chunk, piece=piece, int8=setup.int8_cache)
+    return setup.on_mesh(made)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def more_room(setup: Setup, length: int, caches: Caches) -> Caches:
+    """The pieces that caches for `length` positions have beyond those of `caches`."""
+    return setup.on_mesh(more_pieces(setup.config, caches, length, setup.stride))
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def prefill(config: ModelConfig, mesh: Mesh | None, params, caches: Caches, tokens, start, lengths):
+    """Append columns start to start + T of right-padded prompts [P, T]; gives the logits behind each one's last
+    token, as far as it is among them, [PREFILL_ROWS, V]."""
+    positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
+    valid = (positions < lengths[:, None]).astype(jnp.int32)
+    hidden, caches = decoder.extend(config, params, caches, tokens, positions, valid, mesh=mesh)
+    last = jnp.clip(lengths - 1 - start, 0, tokens.shape[1] - 1)
+    last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    last = jnp.pad(last, ((0, PREFILL_ROWS - len(last)), (0, 0)))
+    return caches, decoder.logits(config, params, last)
+
+
+put_in_slots = partial(jax.jit, donate_argnums=0)(insert)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def first_tokens(setup: Setup, logits, state, slots, rows, position, new):
+    """Draw the tokens behind prompts with these logits [PREFILL_ROWS, V]: rows[i] for slot slots[i], if it exists."""
+    choice = _choose(setup, new, logits[rows], position)
+    new |= {"token": choice.token, "position": position}
+    state = jax.tree.map(lambda old, value: old.at[slots].set(value, mode="drop"), state, new)
+    return state, choice
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
+def decode(setup: Setup, params, caches: Caches, state):
+    """STEPS tokens for every slot, a `Choice` of [STEPS, slots]; an idle slot's are not looked at."""
+
+    def step(carry, _):
+        caches, token, position = carry
+        valid = jnp.ones((token.shape[0], 1), jnp.int32)
+        given = params, caches, token[:, None], position[:, None], valid
+        hidden, caches = decoder.extend(setup.config, *given, room=setup.room, mesh=setup.mesh)
+        choice = _choose(setup, state, decoder.logits(setup.config, params, hidden[:, 0]), position + 1)
+        return (caches, choice.token, position + 1), choice
+
+    start = caches, state["token"], state["position"]
+    (caches, token, position), choices = jax.lax.scan(step, start, None, length=STEPS)
+    return caches, {**state, "token": token, "position": position}, choices
+
+
+def _choose(setup: Setup, state, logits, position) -> Choice:
+    """The tokens at `position`, and what is to be told of them."""
+    row = state["seed"], state["sample"], position
+    choice = choose(state["draw"], logits, uniforms(*row), setup.real_vocab, setup.telling.top)
+    if setup.telling.sampled:
+        logprobs, ids = sampled_of(logits, many_uniforms(*row, setup.telling.sampled), setup.real_vocab)
+        choice = choice._replace(sampled_ids=ids, sampled_logprobs=logprobs)
+    return choice
+
+
+def draws(draws: list[Draw], slots: int) -> Draw:
+    """Arrays [slots] of sampling parameters; the rest is filled with what needs least."""
+    columns = zip(*draws, strict=True) if draws else ((),) * 4
+    rest = Draw(temperature=0.0)
+    return Draw(*(slot_column(c, slots, fill=f) for c, f in zip(columns, rest, strict=True)))
+
+
+def slot_column(values: Iterable[Any], slots: int, fill: float = 0) -> np.ndarray:
+    """`values` and then `fill`, [slots], float32 or int32 as `fill` is."""
+    column = np.full(slots, fill, np.float32 if isinstance(fill, float) else np.int32)
+    values = list(values)
+    column[: len(values)] = values
+    return column
+
+
+def rounded(value: int, unit: int) -> int:
+    """`value` rounded up to a multiple of `unit`."""
+    return -(-value // unit) * unit
+
+
+def decode_on_shapes(
+    setup: Setup, params: decoder.Params, slots: int
+) -> tuple[Caches, Callable[[], jax.stages.Lowered]]:
+    """For a plan: the shapes of full caches, and what traces the decode step on them and on the shapes `params`."""
+    make = partial(setup.empty_cache, slots, setup.room, params["embed"].dtype, piece=setup.stride)
+    caches = jax.eval_shape(make)
+    if setup.mesh is not None:
+        place = partial(cache_sharding, setup.mesh)
+        caches = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place(a.shape)), caches)
+    whole, seed = jax.ShapeDtypeStruct((slots,), jnp.int32), jax.ShapeDtypeStruct((slots, 2), jnp.uint32)
+    state = {"token": whole, "position": whole, "seed": seed, "sample": whole, "draw": draws([], slots)}
+    return caches, partial(decode.lower, setup, params, caches, state)
