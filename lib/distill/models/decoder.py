@@ -22,7 +22,7 @@ from distill.models.attention import Attention, causal_mask
 from distill.models.cache import Caches, LayerCache, cache_mask, slots_for, slots_of, write_slots
 from distill.models.config import Layer, ModelConfig
 from distill.models.int8 import wide
-from distill.models.layers import FeedForward, Norm, at_least_float32, weight
+from distill.models.layers import FeedForward, Norm, at_least_float32, product, weight
 from distill.models.lora import Adapters, merged
 from distill.models.mla import LatentAttention
 from distill.models.moe import MixtureOfExperts, balance
@@ -287,7 +287,10 @@ def logits(config: ModelConfig, params: Params, hidden: Float[Array, "... D"]) -
 
 def scores(config: ModelConfig, hidden: Float[Array, "... D"], head: Float[Array, "V D"]) -> Float[Array, "... V"]:
     """`logits`, with the head given apart."""
-    values = jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=at_least_float32(hidden))
+    if hidden.ndim == 2:
+        values = product(hidden[:, None], head, wide=True)[:, 0]
+    else:
+        values = jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=at_least_float32(hidden))
     if config.logit_softcap is not None:
         values = config.logit_softcap * jnp.tanh(values / config.logit_softcap)
     return values
