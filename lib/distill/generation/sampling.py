@@ -20,6 +20,9 @@ NARROW = 64
 BLOCK = 128
 """Ids in a block of the two-level draw: the first uniform picks a block, the second an id in it."""
 
+FINE = 32
+"""Ids in a block of the search for the likeliest."""
+
 
 def uniforms(seeds: UInt32[Array, "B 2"], samples: Int[Array, "B"], positions: Int[Array, "B"]) -> Float[Array, "B 2"]:
     """Two numbers in [0, 1) for each row, a function of (seed, sample, position) alone."""
@@ -82,7 +85,7 @@ def choose(
     ids = jnp.arange(size)[None]
     logits = _known(logits, real_vocab)
     blocks = _blocks(logits)
-    peaks = jnp.max(blocks, axis=2)
+    peaks = jnp.max(blocks.reshape(len(blocks), -1, FINE if top else BLOCK), axis=2)
     best = jnp.max(peaks, axis=1)
     own = jnp.sum(jnp.exp(blocks - best[:, None, None]), axis=-1)
     drawn = draw.temperature > 0
@@ -104,27 +107,27 @@ def choose(
     choice = Choice(token, chosen - best - total, best + total)
     if not top:
         return choice
-    scores, top_ids = likeliest_of(blocks, peaks, top)
+    scores, top_ids = likeliest_of(logits, peaks, top)
     return choice._replace(top_ids=top_ids, top_logprobs=scores - best[:, None] - total[:, None])
 
 
 def likeliest_of(
-    blocks: Float[Array, "B n C"], peaks: Float[Array, "B n"], top: int
+    logits: Float[Array, "B V"], peaks: Float[Array, "B n"], top: int
 ) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
-    """The `top` largest scores, best first, and their ids.
+    """The `top` largest scores, best first, and their ids. peaks: of blocks of FINE, see `fine_peaks`.
 
     They lie in the `top` blocks with the largest peaks: the rest of the vocabulary is not sorted.
     """
+    blocks = _blocks(logits).reshape(len(logits), -1, FINE)
     few = jnp.sort(jax.lax.top_k(peaks, min(top, peaks.shape[1]))[1], axis=1)
     scores, at = jax.lax.top_k(jnp.take_along_axis(blocks, few[:, :, None], axis=1).reshape(len(few), -1), top)
-    ids = jnp.take_along_axis(few, at // BLOCK, axis=1) * BLOCK + at % BLOCK
+    ids = jnp.take_along_axis(few, at // FINE, axis=1) * FINE + at % FINE
     return scores, ids.astype(jnp.int32)
 
 
-def whole_blocks(logits: Float[Array, "B V"]) -> tuple[Float[Array, "B n C"], Float[Array, "B n"]]:
-    """Blocks and their peaks, as `likeliest_of` takes them."""
-    blocks = _blocks(logits)
-    return blocks, jnp.max(blocks, axis=2)
+def fine_peaks(logits: Float[Array, "B V"]) -> Float[Array, "B n"]:
+    """The largest score of each block, as `likeliest_of` takes them."""
+    return jnp.max(_blocks(logits).reshape(len(logits), -1, FINE), axis=2)
 
 
 def sampled_of(

@@ -21,7 +21,7 @@ from distill.data.schema import CompletionsMetadata, opened_completions, write_c
 from distill.data.topk import LOGSUMEXP, Told, as_text, packed
 from distill.errors import DistillError
 from distill.files import read_jsonl
-from distill.generation.sampling import likeliest_of, many_uniforms, sampled_of, whole_blocks
+from distill.generation.sampling import fine_peaks, likeliest_of, many_uniforms, sampled_of
 from distill.generation.seeds import request_seed
 from distill.models import decoder
 from distill.models.config import ModelConfig
@@ -114,7 +114,7 @@ def _tell(config: ModelConfig, told: tuple[int, int, int], weights, tokens, leng
         own = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0] - total
         out = {LOGSUMEXP: total, "logprobs": own}
         if top:
-            scores, out["top_ids"] = likeliest_of(*whole_blocks(logits), top)
+            scores, out["top_ids"] = likeliest_of(logits, fine_peaks(logits), top)
             out["top_logprobs"] = scores - total[:, None]
         if sampled:
             u = many_uniforms(seeds, samples, jnp.broadcast_to(position + 1, samples.shape), sampled)
@@ -132,7 +132,7 @@ def _ask(config: ModelConfig, vocabulary: int, weights, tokens, lengths, ids):
         logits = jnp.where(jnp.arange(logits.shape[1])[None] < vocabulary, logits, -jnp.inf)
         total = jax.nn.logsumexp(logits, axis=-1)
         here = jax.lax.dynamic_index_in_dim(ids, position, 1, keepdims=False)
-        best = likeliest_of(*whole_blocks(logits), min(ids.shape[2], vocabulary))[0] - total[:, None]
+        best = likeliest_of(logits, fine_peaks(logits), min(ids.shape[2], vocabulary))[0] - total[:, None]
         found = jnp.take_along_axis(logits, here, axis=1) - total[:, None]
         return {LOGSUMEXP: total, "logprobs": found, "best": best}
 
