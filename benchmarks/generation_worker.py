@@ -44,9 +44,9 @@ def ours(folder: Path, slots: int, prompts: list[list[int]]) -> None:
         return [Request(tuple(p), i, s, n) for i, (p, n) in enumerate(rows) for s in range(samples)]
 
     full = [NEW_TOKENS] * len(prompts)
-    mixed = np.clip(random.geometric(1 / 64, 4 * len(prompts)), 1, 256).tolist()
+    mixed = np.clip(random.geometric(1 / 64, 16 * len(prompts)), 1, 256).tolist()
     long = [random.integers(3, VOCABULARY, 512).tolist() for _ in range(16)]
-    many = [[*prompt] for prompt in prompts for _ in range(4)]
+    many = [[*prompt[:-1], 3 + i] for i in range(16) for prompt in prompts]  # none is read for another's sake
     serve(
         {
             "run": lambda: generate(asked(full), 192),

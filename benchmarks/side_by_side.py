@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -77,6 +78,12 @@ def make_model(folder: Path, shape: dict[str, Any]) -> None:
     import_checkpoint(folder / "hf", folder / "params", dtype="float32", origin="benchmark")
 
 
+def _rested(worker: Worker) -> Worker:
+    """OpenMP's threads spin for 0.2 s behind their work: they must not do so in another's turn."""
+    time.sleep(0.5)
+    return worker
+
+
 def take_turns(workers: list[Worker], rounds: int, what: str) -> list[dict[str, float]]:
     """Tokens a second of each worker, and the first one's speed as a multiple of its (medians of the rounds' own).
 
@@ -84,7 +91,7 @@ def take_turns(workers: list[Worker], rounds: int, what: str) -> list[dict[str, 
     """
     for worker in workers:
         worker.ask(what)
-    found = [[worker.ask(what) for worker in workers] for _ in range(rounds)]
+    found = [[_rested(worker).ask(what) for worker in workers] for _ in range(rounds)]
     speeds = [[one["tokens"] / one["wall"] for one in row] for row in found]
     work = [[one["tokens"] / one["cpu"] for one in row] for row in found]
     return [
