@@ -97,12 +97,12 @@ class Lane:
         self.caches, self.state, choices = self.going.result()
         firsts, self.firsts = self.firsts, []
         for slots, choice in firsts:
-            columns = _columns(jax.tree.map(lambda a: a[None], choice))
+            told = _told(choice)
             for i, slot in enumerate(slots):
-                self._append(slot, {name: values[i] for name, values in columns.items()}, moved)
-        columns = _columns(choices)
+                self._append(slot, {name: values[i : i + 1] for name, values in told.items()}, moved)
+        told = _told(choices)
         for slot in list(self.running):
-            self._append(slot, {name: values[slot] for name, values in columns.items()}, moved)
+            self._append(slot, {name: values[:, slot] for name, values in told.items()}, moved)
         return moved
 
     def cancel(self, name: int) -> None:
@@ -147,8 +147,8 @@ class Lane:
         self.free.append(slot)
 
 
-def _columns(choices: Choice) -> dict[str, np.ndarray]:
-    """Of [steps, slots, ...] the parts that are told, each as [slots, steps, ...]."""
-    untold = set(TOLD) if choices.top_ids is None and choices.sampled_ids is None else set()
-    told = {name: part for name, part in choices._asdict().items() if part is not None and name not in untold}
-    return {name: np.asarray(part).swapaxes(0, 1) for name, part in jax.device_get(told).items()}
+def _told(choice: Choice) -> dict[str, np.ndarray]:
+    """The parts of a choice that are told, on the host."""
+    untold = set(TOLD) if choice.top_ids is None and choice.sampled_ids is None else set()
+    told = {name: part for name, part in choice._asdict().items() if part is not None and name not in untold}
+    return {name: np.asarray(part) for name, part in jax.device_get(told).items()}
