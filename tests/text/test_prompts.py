@@ -11,7 +11,7 @@ from tokenizers_for_tests import byte_tokenizer
 
 from distill.config import Prompts
 from distill.errors import DistillError
-from distill.files import read_jsonl, write_jsonl
+from distill.files import digest, read_jsonl, write_jsonl
 from distill.text.chat import prompt_id, prompt_tokens
 from distill.text.prompts import index_prompts, shuffled
 from distill.text.tokenizer import Tokenizer, load_tokenizer
@@ -52,6 +52,13 @@ def test_a_row_has_all_that_generation_needs(tmp_path: Path, tokenizer: Tokenize
     assert found["schema"] == 1
     assert found["source"]["source"] == str(tmp_path / "data.jsonl")
     assert found["batches"]["0000"] | {"hash": None} == {"hash": None, "read": 1, "kept": 1, "dropped": {}}
+
+
+@given(st.lists(st.fixed_dictionaries({"role": st.text(), "content": st.text()}), max_size=3))
+def test_an_id_is_of_the_digest_of_its_messages(messages: list[dict[str, str]]) -> None:
+    """Known answers are found by it, so that a quicker way to it must give the same."""
+    assert prompt_id(messages) == digest(messages)[:16]
+    assert prompt_id([{"content": m["content"], "role": m["role"]} for m in messages]) == prompt_id(messages)
 
 
 def test_turns_with_a_history_to_come_stand_behind_those_they_follow(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -4,12 +4,14 @@ Rendered text is tokenized once and gets no special tokens beyond those the temp
 that is encoded the usual way starts with two BOS.
 """
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+from pydantic_core import to_json  # a third of the standard library's time
+
 from distill.errors import DistillError
-from distill.files import digest
 from distill.text.tokenizer import Tokenizer
 
 Message = dict[str, str]
@@ -25,8 +27,9 @@ TODAY = (
 
 
 def prompt_id(messages: Messages) -> str:
-    """The name of a prompt: 16 hex digits that depend on its messages alone."""
-    return digest(messages)[:16]
+    """The name of a prompt: 16 hex digits that depend on its messages alone: those of their `digest`, sooner."""
+    text = to_json([dict(sorted(message.items())) for message in messages])
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def prompt_tokens(tokenizer: Tokenizer, messages: Messages, template: Template) -> list[int]:

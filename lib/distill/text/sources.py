@@ -187,7 +187,9 @@ def _messages(turns: Any) -> list[dict[str, str]] | None:
         if not isinstance(turn, dict):
             return None
         role, content = turn.get("role"), turn.get("content")
-        if not isinstance(role, str) or not isinstance(content, str) or not _is_unicode(role + content):
+        if not isinstance(role, str) or not isinstance(content, str):
+            return None
+        if not _is_unicode(role) or not _is_unicode(content):
             return None
         found.append({"role": role, "content": content})
     return found
@@ -207,6 +209,8 @@ def _text(value: Any) -> str | None:
 
 def _is_unicode(text: str) -> bool:
     """Whether it can be written: half of a pair of surrogates, which JSON's `\\ud83d` gives, cannot."""
+    if text.isascii():  # known without a look
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:
