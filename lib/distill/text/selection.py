@@ -23,17 +23,22 @@ PERMUTATIONS = 128
 def mixed(streams: list[Iterator[Conversation | None]], weights: list[float]) -> Iterator[Conversation | None]:
     """Rows of several sources, in the proportion of their weights from the first row on.
 
-    weights 2, 1 → a b a a b a a b a …; a source that has ended drops out. No dice: the order is the same always,
-    and a row's place depends on how many rows came before it alone.
+    weights 2, 1 → a b a a b a a b a …; a source that has ended drops out. Until one has, no source is ever further than
+    one row from its share: of those that are behind it, the one whose next row is due first is next. No dice: the order
+    is the same always, and a row's place depends on how many rows came before it alone.
     """
     left = dict.fromkeys(range(len(streams)), 0)
+    due = 0.0
     while left:
-        i = min(left, key=lambda i: ((left[i] + 0.5) / weights[i], i))
+        now = due + 1 / sum(weights[i] for i in left)
+        began = {i: rows / weights[i] for i, rows in left.items()}
+        i = min(left, key=lambda i: (began[i] >= now, (left[i] + 1) / weights[i], began[i], i))
         try:
             row = next(streams[i])
         except StopIteration:
             del left[i]
             continue
+        due = now
         left[i] += 1
         yield row
 
