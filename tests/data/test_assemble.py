@@ -105,6 +105,9 @@ def test_load_dataset_reads_the_folder(tmp_path: Path) -> None:
     streamed = datasets.load_dataset(str(tmp_path / "dataset"), split="train", streaming=True)
     assert list(streamed) == list(rows)
     assert streamed.features == rows.features
+    told = datasets.load_dataset_builder(str(tmp_path / "dataset"), cache_dir=str(tmp_path / "cache")).info.splits
+    assert told is not None, "`datasets` takes no notice of splits without names, rows and bytes"
+    assert (told["train"].num_examples, told["train"].num_bytes) == (3, rows.info.splits["train"].num_bytes)
 
 
 def test_messages_are_what_axolotl_s_chat_template_type_takes(tmp_path: Path) -> None:
@@ -250,7 +253,8 @@ def test_the_card_has_front_matter_counts_and_origin(tmp_path: Path) -> None:
     values = yaml.safe_load(front)
     assert "license" not in values
     assert values["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
-    assert values["dataset_info"]["splits"] == [{"name": "train", "num_examples": 3}]
+    (split,) = values["dataset_info"]["splits"]
+    assert (split["name"], split["num_examples"]) == ("train", 3)
     facts = [
         "`acme/teacher` at revision `c0ffee`", METADATA.teacher, "acme/prompts", "f" * 40, '"slots": 64',
         "seed 7", "unknown: see those of the teacher", "| went in | 5 | 6 |",
@@ -261,6 +265,20 @@ def test_the_card_has_front_matter_counts_and_origin(tmp_path: Path) -> None:
     card = (tmp_path / "dataset" / "README.md").read_text()
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "apache-2.0"
     assert "None" not in card
+
+
+def test_the_card_says_who_answered(tmp_path: Path) -> None:
+    cards = []
+    for metadata in (METADATA, replace(METADATA, foreign="acme/hosted")):
+        path, out = batch(tmp_path, "0000", GOOD, metadata), tmp_path / "dataset"
+        assemble([path], index(**{"0000": 2}), Dataset(provenance=True), 2, FACTS, out)
+        cards.append(" ".join((out / "README.md").read_text().split()))
+    ours, theirs = cards
+    assert "their number, the teacher's digest, the seed" in ours
+    assert "give the same answers on one kind of machine" in ours
+    assert "where the server told them, the model's name there, the seed" in theirs
+    assert "`acme/hosted`, a server that is not ours: not reproducible" in theirs
+    assert "same answers" not in theirs
 
 
 def test_the_same_completions_give_the_same_bytes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from distill.config import Dataset
@@ -42,3 +43,15 @@ def test_own_completions_are_filtered_counted_and_told_on_the_card(
     card = (tmp_path / "dataset/README.md").read_text()
     assert "answers that came with their prompts" in card
     assert "acme/teacher" not in card
+    assert "`completion` the answer that it came with" in card
+    said = " ".join(card.split())
+    assert "No teacher was asked, so that `finish_reason`, `teacher` and `seed` are the same in all rows" in said
+    assert "The same prompts and filters give the same rows." in card
+    assert "tags" not in card, "who wrote them is not known"
+    for told in ("the teacher's answer", "the teacher's digest", "same teacher", "were asked for"):
+        assert told not in said
+    rows = pq.read_table(tmp_path / "dataset/data").to_pylist()
+    assert {(row["finish_reason"], row["teacher"], row["seed"], row["sample"]) for row in rows} == {
+        ("stop", "own", 0, 0)
+    }
+    assert {(row["mean_logprob"], row["completion_tokens"]) for row in rows} == {(None, None)}

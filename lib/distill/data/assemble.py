@@ -104,8 +104,8 @@ def assemble(
                 f"no sample is left for the dataset ({ledger.summary()}): raise max_target_length, set "
                 "dataset.keep_length, or look at what the teacher answers"
             )
-        counts = {split.split: split.count for split in splits}
-        if empty := [name for name, count in counts.items() if not count]:
+        counts = {split.split: (split.count, split.bytes) for split in splits}
+        if empty := [name for name, (count, _) in counts.items() if not count]:
             raise DistillError(
                 f"split {empty[0]} of the dataset is empty, dataset.held_out is {settings.held_out} of "
                 f"{ledger.samples.kept} samples: change it, or leave it out"

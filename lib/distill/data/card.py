@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,7 @@ DTYPES = {
     "mean_logprob": "float32", "completion_tokens": "int32", "teacher": "string", "seed": "int64",
     "judge_score": "float32",
 }  # fmt: skip
-PROVENANCE = """
-The other columns say where a row comes from: the file of its batch, how the answer ended, the right answer where
-there is one, the mean log-probability of its tokens and their number, the teacher's digest, the seed.
-"""
+JUDGED = "`judge_score` is what a judge gave the answer, null where it was not asked.\n"
 
 TEXT = """\
 # {title}
@@ -34,15 +31,15 @@ TEXT = """\
 
 ## Columns
 
-`prompt` is the conversation up to the turn to answer, `completion` the teacher's answer to it, both lists of
+`prompt` is the conversation up to the turn to answer, `completion` {answer}, both lists of
 messages with `role` and `content`; `messages` is the two together. `prompt_id` is a digest of the conversation
-as its source had it, `sample` counts the answers to one prompt.
+as its source had it, `sample` {sample}.
 {provenance}
 ## What was kept
 
 {ledger}
 
-Every row that went in is in this table once, {generations} per kept prompt were asked for.
+Every row that went in is in this table once; {asked}.
 `ledger.json` has it batch by batch.
 
 ## How to make it again
@@ -53,8 +50,54 @@ Keep the recipe that lies beside the results of the run (`recipe.yaml`), then, i
 snakemake --cores all --configfile recipe.yaml dataset
 ```
 
-The same teacher, prompts, sampling and seed give the same answers on one kind of machine.
+{again}
 """
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a card says otherwise, by who wrote the answers."""
+
+    title: str
+    opening: str
+    answer: str
+    sample: str
+    asked: str
+    provenance: str
+    again: str
+
+
+TEACHER = Words(
+    title="{run}: answers by {teacher}",
+    opening="{kept} answers that a teacher model wrote to {prompts} prompts, filtered, for training a smaller one.",
+    answer="the teacher's answer to it",
+    sample="counts the answers to one prompt",
+    asked="answers asked for per kept prompt: {generations}",
+    provenance="""
+The other columns say where a row comes from: the file of its batch, how the answer ended, the right answer where
+there is one, the mean log-probability of its tokens and their number, the teacher's digest, the seed.
+""",
+    again="The same teacher, prompts, sampling and seed give the same answers on one kind of machine.",
+)
+ELSEWHERE = replace(
+    TEACHER,
+    provenance=TEACHER.provenance.replace(
+        "their number, the teacher's digest", "their number where the server told them, the model's name there"
+    ),
+    again="Another run's answers are other ones: the server that gave these is not ours.",
+)
+CAME_WITH_PROMPTS = Words(
+    title="{run}: answers that came with their prompts",
+    opening="{kept} answers to {prompts} prompts, both from the same source, filtered, for training a model.",
+    answer="the answer that it came with",
+    sample="is 0",
+    asked="a kept prompt has the one answer that it came with, or none and is counted as failed",
+    provenance="""
+The other columns: the file of a row's batch, and the right answer where there is one. No teacher was asked, so that
+`finish_reason`, `teacher` and `seed` are the same in all rows, and what its tokens would tell is null.
+""",
+    again="The same prompts and filters give the same rows.",
+)
 
 
 @dataclass(frozen=True)
@@ -73,49 +116,49 @@ def write_card(
     source: dict[str, Any],
     completions: CompletionsMetadata,
     ledger: Ledger,
-    splits: dict[str, int],
+    splits: dict[str, tuple[int, int]],
     columns: list[str],
     chosen_by: dict[str, Any],
 ) -> str:
-    """The text of README.md; `source` is the prompt index's, `splits` has their rows, `chosen_by` are the filters.
+    """The text of README.md; `source` is the prompt index's, `chosen_by` are the filters.
 
+    splits: rows and bytes in memory of each; `datasets` takes no notice of those that lack one of the two.
     A license that nobody named is not guessed.
     """
+    own = completions.foreign == OWN
     front: dict[str, Any] = {"license": facts.license} if facts.license else {}
     files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits]
     front |= {
         "task_categories": ["text-generation"],
-        "tags": ["distillation", "synthetic"],
+        **({} if own else {"tags": ["distillation", "synthetic"]}),
         "configs": [{"config_name": "default", "data_files": files}],
         "dataset_info": {
             "features": [_feature(name) for name in columns],
-            "splits": [{"name": name, "num_examples": count} for name, count in splits.items()],
+            "splits": [
+                {"name": name, "num_bytes": size, "num_examples": rows} for name, (rows, size) in splits.items()
+            ],
         },
     }
-    kept, prompts = f"{ledger.samples.kept:,}", f"{ledger.prompts.kept:,}"
     teacher = f"`{facts.teacher}`" + (f" at revision `{facts.revision}`" if facts.revision else "")
     sampling = f"`{json.dumps(completions.sampling, sort_keys=True)}`, seed {completions.seed}"
-    rows = {"teacher": teacher, "digest of its weights": f"`{completions.teacher}`"}
-    title = f"{facts.run}: answers by {facts.teacher}"
-    opening = f"{kept} answers that a teacher model wrote to {prompts} prompts, filtered, for training a smaller one."
-    if completions.foreign == OWN:
-        rows, sampling = {}, "none: the answers came with the prompts"
-        title = f"{facts.run}: answers that came with their prompts"
-        opening = f"{kept} answers to {prompts} prompts, both from the same source, filtered, for training a model."
+    words, rows = TEACHER, {"teacher": teacher, "digest of its weights": f"`{completions.teacher}`"}
+    if own:
+        words, rows, sampling = CAME_WITH_PROMPTS, {}, "none: the answers came with the prompts"
     elif completions.foreign is not None:
+        words = ELSEWHERE
         rows |= {"answered by": f"`{completions.foreign}`, a server that is not ours: not reproducible"}
     rows |= {"prompts": _origin(source), "sampling": sampling}
     if chosen_by:
         rows |= {"filters": f"`{json.dumps(chosen_by, sort_keys=True)}`".replace("|", "\\|")}
-    generations = ledger.num_generations
+    told = words.provenance if "batch" in columns else ""
+    words = replace(words, provenance=told + (JUDGED if "judge_score" in columns else ""))
+    known = {"run": facts.run, "teacher": facts.teacher, "generations": ledger.num_generations}
+    known |= {"kept": f"{ledger.samples.kept:,}", "prompts": f"{ledger.prompts.kept:,}"}
     body = TEXT.format(
-        title=title,
-        opening=opening,
+        **{name: text.format(**known) for name, text in asdict(words).items()},
         origin="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
-        license=facts.license or _unknown(facts.teacher_license, source.get("license"), completions.foreign == OWN),
-        provenance=PROVENANCE if len(columns) > 5 else "",
+        license=facts.license or _unknown(facts.teacher_license, source.get("license"), own),
         ledger=_table(ledger),
-        generations="one answer" if generations == 1 else f"{generations} answers",
     )
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{body}"
 

@@ -16,6 +16,7 @@ class Shards:
         self.schema = schema
         self.rows = rows
         self.count = 0
+        self.bytes = 0  # in memory, as Arrow has them
         self.paths: list[Path] = []
         self.writer: pq.ParquetWriter | None = None
         self.room = 0
@@ -27,6 +28,7 @@ class Shards:
     def write(self, table: pa.Table) -> None:
         """Add rows; their order is kept across shards."""
         self.count += len(table)
+        self.bytes += table.nbytes
         if self.lines is not None:
             self.lines.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in table.to_pylist())
         while len(table):
