@@ -19,6 +19,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+PART = 5 << 20  # the least that S3 takes
 buckets = pytest.mark.parametrize("server", ["gs", "s3"], indirect=True)
 
 
@@ -48,7 +49,7 @@ def test_a_large_file_arrives_whole(place: Place, folder: Path, tmp_path: Path) 
 def test_a_large_file_goes_to_s3_in_parts(
     place: Place, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: tuple[str, str] | None
 ) -> None:
-    monkeypatch.setitem(bucket.PART_BYTES, "s3", 5 << 20)  # the least that S3 takes
+    monkeypatch.setitem(bucket.PART_BYTES, "s3", PART)
     content = os.urandom((10 << 20) + 5)
     name = "data/train-00000-of-00002.parquet"
     (folder / name).write_bytes(content)
@@ -66,6 +67,57 @@ def test_a_large_file_goes_to_s3_in_parts(
     before = len(place.uploads())
     assert place.publish(folder, tmp_path / "out.json")["sent"] == []
     assert len(place.uploads()) == before
+
+
+def unfinished(place: Place) -> list[str]:
+    """The keys of uploads in parts that nobody ended."""
+    return [upload["Key"] for upload in place.fs.list_multipart_uploads("acme")]
+
+
+@pytest.mark.parametrize("server", ["s3"], indirect=True)
+def test_what_a_killed_client_left_of_an_upload_in_parts_is_taken_away(
+    place: Place, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bucket.PART_BYTES, "s3", PART)
+    name = "data/train-00000-of-00002.parquet"
+    (folder / name).write_bytes(os.urandom((2 * PART) + 5))
+    key = f"{place.to.removeprefix('s3://acme/')}/data/{File.of(name, folder / name).sha256}/{name}"
+    for left in (key, f"{key}.theirs"):  # as a client that was killed leaves them
+        begun = place.fs.call_s3("create_multipart_upload", Bucket="acme", Key=left)["UploadId"]
+        part = {"Bucket": "acme", "Key": left, "UploadId": begun, "PartNumber": 1}
+        place.fs.call_s3("upload_part", **part, Body=b"x" * PART)
+    assert sorted(unfinished(place)) == [key, f"{key}.theirs"]
+    record = place.publish(folder, tmp_path / "out.json")
+    assert place.files(record)[name] == (folder / name).read_bytes()
+    assert unfinished(place) == [f"{key}.theirs"], "ours is gone, somebody else's is theirs"
+    place.fs.clear_multipart_uploads("acme")
+
+
+@pytest.mark.parametrize("server", ["s3"], indirect=True)
+def test_an_upload_that_somebody_else_aborts_is_sent_again(
+    place: Place, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bucket.PART_BYTES, "s3", PART)
+    name = "data/train-00000-of-00002.parquet"
+    (folder / name).write_bytes(os.urandom((2 * PART) + 5))
+    place.fail("PUT .*partNumber=3", meanwhile=lambda: place.fs.clear_multipart_uploads("acme"))
+    record = place.publish(folder, tmp_path / "out.json")
+    assert place.files(record)[name] == (folder / name).read_bytes()
+    assert len(place.server.asked(r"POST .*\?uploads")) == 2
+    assert unfinished(place) == []
+    assert place.commits() == 1
+
+
+@pytest.mark.parametrize("server", ["s3"], indirect=True)
+def test_who_may_not_list_uploads_can_publish(
+    place: Place, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bucket.PART_BYTES, "s3", PART)
+    name = "data/train-00000-of-00002.parquet"
+    (folder / name).write_bytes(os.urandom((2 * PART) + 5))
+    place.fail(r"GET /acme\?uploads", status=403, times=99)
+    assert place.files(place.publish(folder, tmp_path / "out.json"))[name] == (folder / name).read_bytes()
+    assert place.server.asked(r"GET /acme\?uploads")
 
 
 def test_a_client_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path) -> None:

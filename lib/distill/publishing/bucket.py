@@ -4,13 +4,15 @@
     {to}/manifests/{sha256}.json       which files one publication has, under its own hash
 
 Nothing is ever overwritten: a file is created where there is none, and one that is there is not sent. Whoever
-reads starts from a manifest, so that half a publication is none.
+reads starts from a manifest, so that half a publication is none. What a killed client left in S3 of an object that
+goes there in parts, which nobody sees and everybody pays, is taken away before the object is sent anew.
 """
 
 import base64
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -70,6 +72,8 @@ class _Bucket:
             nonlocal sent
             if self._holds(file, at):
                 return
+            if not sent:
+                self._abort_unfinished(file, at)
             sent = True
             self._create(file, at)
             if not self._holds(file, at):
@@ -92,11 +96,28 @@ class _Bucket:
             if isinstance(file.content, bytes):
                 self.fs.pipe_file(at, file.content, mode="create")
             else:
-                size = PART_BYTES.get(self.scheme)
-                parts = {"chunksize": max(size, -(-file.size // PARTS))} if size else {}
+                parts = {"chunksize": size} if (size := self._part_size(file)) else {}
                 self.fs.put_file(str(file.content), at, mode="create", **parts)
         except FileExistsError:
             pass  # a lost reply, or another one of us: what is there is looked at next
+
+    def _part_size(self, file: File) -> int | None:
+        """Bytes of a part; None where that is the client's affair."""
+        size = PART_BYTES.get(self.scheme)
+        return size and max(size, -(-file.size // PARTS))
+
+    def _abort_unfinished(self, file: File, at: str) -> None:
+        """Abort uploads of this object in parts. One that is going on elsewhere is sent again by whoever sends it.
+
+        A login that may send and not list leaves them to the bucket's own rules.
+        """
+        if self.scheme != "s3" or file.size < 2 * self._part_size(file):
+            return
+        bucket, key, _ = self.fs.split_path(at)
+        with suppress(PermissionError):
+            for upload in self.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key).get("Uploads", []):
+                if upload["Key"] == key:
+                    self.fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload["UploadId"])
 
     def _holds(self, file: File, at: str) -> bool:
         """Whether the object is there; one with other bytes than its name promises is a `DistillError`."""
@@ -119,6 +140,8 @@ class _Bucket:
             return None
 
     def _transient(self, error: BaseException) -> bool:
+        if _aborted(error):
+            return True
         if isinstance(error, (DistillError, PermissionError, FileNotFoundError)) or _forbidden(error):
             return False
         if (status := _status(error)) is not None:
@@ -146,6 +169,12 @@ class _Bucket:
 def _forbidden(error: BaseException) -> bool:
     """How gcsfs tells of a 403: in words."""
     return isinstance(error, OSError) and str(error).startswith("Forbidden")
+
+
+def _aborted(error: BaseException) -> bool:
+    """Whether somebody ended an upload in parts while it went on."""
+    response = getattr(error.__cause__ or error, "response", None)
+    return isinstance(response, dict) and response.get("Error", {}).get("Code") == "NoSuchUpload"
 
 
 def _md5(info: dict[str, Any]) -> str | None:
