@@ -94,8 +94,8 @@ class Place:
 
 
 @contextmanager
-def hub() -> Iterator[Place]:
-    with WritableHub() as server:
+def hub(xet: Path | None = None) -> Iterator[Place]:
+    with WritableHub(xet=xet) as server:
         server.tokens[TOKEN] = set()
         server.writers.add(TOKEN)
         yield Place("hf", server, "hf://acme/answers", {"HF_TOKEN": TOKEN, "HF_ENDPOINT": server.url})
@@ -172,7 +172,7 @@ def at_hand(place: Place) -> Iterator[Place]:
     with (
         patch.dict("os.environ", place.environment),
         patch.object(constants, "HF_HUB_OFFLINE", False),
-        patch.object(constants, "HF_HUB_DISABLE_XET", True),
+        patch.object(constants, "HF_HUB_DISABLE_XET", getattr(place.server, "xet", None) is None),
         patch.object(constants, "ENDPOINT", place.server.url),
         patch("time.sleep", lambda seconds: sleep(short(seconds) if seconds > 0.1 else seconds)),
         patch("asyncio.sleep", short_wait),

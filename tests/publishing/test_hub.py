@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants, snapshot_download
 from places import TOKEN, Place, at_hand
 from places import hub as hub_place
 
@@ -107,6 +107,74 @@ def test_the_card_of_a_student_without_a_teacher_names_its_data() -> None:
     assert "unknown: the own card of the student before says mit; see it, and that of the data" in card
     assert "sft (sft on acme/questions answers, 5 steps)" in card
     assert "teacher" not in card
+
+
+@pytest.fixture
+def xet(tmp_path: Path) -> Iterator[Place]:
+    """A Hub whose large files go where `hf_xet` puts them, which is a folder here."""
+    pytest.importorskip("hf_xet")
+    (tmp_path / "xet").mkdir()
+    with hub_place(tmp_path / "xet") as place, at_hand(place):
+        yield place
+
+
+def test_by_xet_arrives_what_lies_here_and_is_sent_once(xet: Place, folder: Path, tmp_path: Path) -> None:
+    content = os.urandom(300_000) * 2
+    (folder / "data/train-00000-of-00002.parquet").write_bytes(content)
+    record = xet.publish(folder, tmp_path / "out.json")
+    assert xet.files(record)["data/train-00000-of-00002.parquet"] == content
+    assert xet.files(record)["data/train-00001-of-00002.parquet"] == b"PAR1 shard 1" * 50
+    assert not xet.server.asked("/lfs/"), "it went by Xet"
+    tokens = len(xet.server.asked("xet-write-token"))
+    assert xet.publish(folder, tmp_path / "out.json")["sent"] == []
+    assert len(xet.server.asked("xet-write-token")) == tokens > 0
+    (folder / "data/train-00001-of-00002.parquet").write_bytes(b"PAR1 another shard" * 40)
+    again = xet.publish(folder, tmp_path / "out.json")
+    assert again["sent"] == ["data/train-00001-of-00002.parquet"]
+    assert xet.files(again)["data/train-00001-of-00002.parquet"] == b"PAR1 another shard" * 40
+    assert xet.commits() == 2
+
+
+@pytest.mark.parametrize(
+    ("match", "fault"),
+    [
+        ("xet-write-token", {"status": 503, "times": 2}),
+        ("xet-write-token", {"dropped": True}),
+        ("POST .*/commit/", {"lost": True}),
+        ("POST .*/commit/", {"status": 503}),
+    ],
+)
+def test_by_xet_a_fault_ends_in_one_commit(
+    xet: Place, folder: Path, tmp_path: Path, match: str, fault: dict[str, object]
+) -> None:
+    xet.fail(match, **fault)
+    record = xet.publish(folder, tmp_path / "out.json")
+    assert xet.files(record)["data/train-00001-of-00002.parquet"] == b"PAR1 shard 1" * 50
+    assert xet.commits() == 1
+
+
+def test_by_xet_it_comes_back(xet: Place, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = f"{xet.server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", where)  # as it was when the client was imported
+    record = xet.publish(folder, tmp_path / "out.json")
+    xet.fail("xet-read-token", status=503)
+    wanted = {"repo_type": "dataset", "revision": record["commit"], "token": TOKEN}
+    got = Path(snapshot_download("acme/answers", cache_dir=tmp_path / "cache", **wanted))
+    assert {name: (got / name).read_bytes() for name in xet.files(record)} == xet.files(record)
+    assert xet.server.asked("xet-read-token")
+    assert not xet.server.asked("GET /storage/")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_by_xet_a_refused_token_is_explained(xet: Place, folder: Path, tmp_path: Path, status: int) -> None:
+    xet.fail("xet-write-token", status=status, times=99)
+    with pytest.raises(DistillError, match="token in use") as refused:
+        xet.publish(folder, tmp_path / "out.json")
+    assert TOKEN not in str(refused.value)
+    assert xet.commits() == 0
+    xet.server.faults.clear()
+    xet.publish(folder, tmp_path / "out.json")
+    assert xet.commits() == 1
 
 
 def test_what_the_xet_transfer_raises_is_retried_or_explained(

@@ -126,6 +126,10 @@ class Hub:
         it.refs[ref] = commit
         return commit
 
+    def offered(self, kind: str, repo: str, commit: str, sha: str) -> dict[str, str]:
+        """Headers that tell of another way to a large file."""
+        return {}
+
     def asked(self, match: str) -> list[Request]:
         """The requests so far in whose line `match` is found."""
         return [request for request in self.requests if re.search(match, request.line)]
@@ -266,6 +270,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send_content(content, headers)
         sha = hashlib.sha256(content).hexdigest()
         headers |= {"X-Linked-ETag": f'"{sha}"', "X-Linked-Size": str(len(content))}
+        headers |= self.hub.offered(kind or "models", repo, commit, sha)
         return self.send(302, b"", headers | {"Location": f"{self.hub.storage_url}/{sha}"})
 
     def storage(self, sha: str) -> None:

@@ -15,6 +15,7 @@ Routes beside those of `hub_server`, with K = models | datasets:
     PUT   /storage/{sha256}[/{part}]                          in one piece, or in parts of `part_size`
     POST  /storage/{sha256}/complete, /storage/{sha256}/verify
     POST  /api/K/{repo}/commit/{branch}                       a header and operations, one JSON a line
+    GET   /api/K/{repo}/xet-{read|write}-token/{rev}          where Xet's storage is, a folder here: `xet`
 
 A commit whose `parentCommit` is no longer the head is refused with 412. Who may not write gets 401 without a
 token and 403 with one.
@@ -23,6 +24,10 @@ token and 403 with one.
 import base64
 import hashlib
 import json
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -30,16 +35,29 @@ from services.hub_server import API, LARGE, REPO, Hub, Refused, Repo, find, oid
 
 
 class WritableHub(Hub):
-    """A Hub that takes commits; `writers` are the tokens that may make them, `storage` has the large files."""
+    """A Hub that takes commits; `writers` are the tokens that may make them, `storage` has the large files.
 
-    def __init__(self, part_size: int = 1 << 30) -> None:
+    xet: a folder in which `hf_xet` keeps them by itself, in place of the Hub's storage of that kind; its client does
+    all but talk to that storage over HTTP.
+    """
+
+    def __init__(self, part_size: int = 1 << 30, xet: Path | None = None) -> None:
         super().__init__()
         self.writers: set[str] = set()
         self.storage: dict[str, bytes] = {}
         self.made: list[tuple[str, str]] = []  # repository and commit of what clients committed
         self.parts: dict[str, dict[int, bytes]] = {}
         self.part_size = part_size
+        self.xet = xet
         self.routes = WRITES + self.routes
+
+    def offered(self, kind: str, repo: str, commit: str, sha: str) -> dict[str, str]:
+        """Where Xet has a file, if it has it."""
+        there = dict(xet_files(self.xet)) if self.xet else {}
+        if sha not in there:
+            return {}
+        route = f"{self.url}/api/{kind}/{repo}/xet-read-token/{commit}"
+        return {"X-Xet-Hash": there[sha][0], "X-Xet-Refresh-Route": route}
 
 
 def writing(it: Any, kind: str, repo: str) -> Repo:
@@ -170,6 +188,8 @@ def commit(it: Any, kind: str, repo: str, rev: str) -> None:
         if line["key"] == "file":
             files[value["path"]] = base64.b64decode(value["content"])
         elif line["key"] == "lfsFile":
+            if it.hub.xet and value["oid"] in (there := dict(xet_files(it.hub.xet))):
+                it.hub.storage[value["oid"]] = xet_content(it.hub.xet, *there[value["oid"]])
             if value["oid"] not in it.hub.storage:
                 raise Refused(400, None, f"{value['path']} was not uploaded")
             files[value["path"]] = it.hub.storage[value["oid"]]
@@ -179,6 +199,54 @@ def commit(it: Any, kind: str, repo: str, rev: str) -> None:
     it.hub.made.append((f"{kind}/{repo}", made))
     url = f"{it.hub.url}/{'datasets/' if kind == 'datasets' else ''}{repo}/commit/{made}"
     it.send_json({"success": True, "commitOid": made, "commitUrl": url, "pullRequestUrl": None})
+
+
+def xet_token(it: Any, kind: str, repo: str, access: str, rev: str) -> None:
+    """In headers for huggingface_hub, in the body for `hf_xet`."""
+    if access == "write":
+        writing(it, kind, repo)
+    else:
+        it.hub.readable(f"{kind}/{repo}", it.token, files=True)
+    if it.hub.xet is None:
+        raise Refused(404, None, "no Xet here")
+    told = {"casUrl": f"local://{it.hub.xet}", "accessToken": "xet", "exp": int(time.time()) + 3600}
+    names = zip(("X-Xet-Cas-Url", "X-Xet-Access-Token", "X-Xet-Token-Expiration"), told.values(), strict=True)
+    it.send_json(told, headers={name: str(value) for name, value in names})
+
+
+def xet_files(store: Path) -> Iterator[tuple[str, tuple[str, int]]]:
+    """SHA-256 of each file that Xet's storage has, with its hash there and its size, by the shards in it.
+
+    A shard: 48 bytes; then for each file its hash, flags and number of segments, the segments, as many checks of them,
+    and the SHA-256; 48 bytes each. Hashes are four little-endian words.
+    """
+
+    def text(words: bytes) -> str:
+        return "".join(f"{word:016x}" for word in struct.unpack("<4Q", words))
+
+    for shard in store.glob("xet/xorbs/shards/*.mdb"):
+        content = shard.read_bytes()
+        lines = [content[at : at + 48] for at in range(48, len(content), 48)]
+        at = 0
+        while lines[at][:32] != b"\xff" * 32:
+            flags, segments = struct.unpack("<II", lines[at][32:40])
+            size = sum(struct.unpack("<I", line[36:40])[0] for line in lines[at + 1 : at + 1 + segments])
+            end = at + 1 + segments * (2 if flags >> 31 else 1)
+            if flags >> 30 & 1:
+                yield text(lines[end][:32]), (text(lines[at][:32]), size)
+                end += 1
+            at = end
+
+
+def xet_content(store: Path, file: str, size: int) -> bytes:
+    """A file as Xet's client puts it together."""
+    import hf_xet
+
+    out = store / "out"
+    where = {"endpoint": f"local://{store}", "token": "xet", "token_expiry_unix_secs": int(time.time()) + 3600}
+    with hf_xet.XetSession().new_file_download_group(**where) as group:
+        group.start_download_file(hf_xet.XetFileInfo(file, size), str(out))
+    return out.read_bytes()
 
 
 SHA = r"/storage/(?P<sha>[0-9a-f]{64})"
@@ -194,5 +262,6 @@ WRITES = [
     (rf"{SHA}/(?P<part>\d+)", put_part),
     (rf"{SHA}/complete", complete),
     (rf"{SHA}/verify", verify),
+    (rf"{API}/xet-(?P<access>read|write)-token/(?P<rev>[^/]+)", xet_token),
     (rf"{API}/commit/(?P<rev>[^/]+)", commit),
 ]

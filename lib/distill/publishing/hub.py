@@ -7,6 +7,7 @@ there is never a second commit. Large files go to the Hub's storage before the c
 sent again either.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from json import JSONDecodeError
@@ -25,6 +26,7 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 AGAIN = "run the same command again, what has arrived is not sent twice"
 # What earlier publications put there and this one no longer has; anything else in a repository is its owner's.
 OURS = {"dataset": ("data/*", "jsonl/*"), "model": ("*.safetensors", "*.safetensors.index.json")}
+XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
 TROUBLE = (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, httpx2.HTTPError, RuntimeError, OSError, ValueError)
 
 
@@ -158,21 +160,28 @@ def _transient(error: BaseException) -> bool:
     """
     if isinstance(error, errors.OfflineModeIsEnabled):
         return False
+    if (status := _status(error)) is not None:
+        return is_transient(status)
     if isinstance(error, (JSONDecodeError, ConnectionError, TimeoutError)):
         return True
     if isinstance(error, RuntimeError):
         return error.__cause__ is None or _transient(error.__cause__)
-    return isinstance(error, httpx2.TransportError) or is_transient(_status(error))
+    return isinstance(error, httpx2.TransportError)
 
 
 def _asked(error: BaseException) -> float | None:
     if isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
-    return retry_after(error.response.headers.get("Retry-After")) if _status(error) is not None else None
+    told = isinstance(error, errors.HfHubHTTPError)
+    return retry_after(error.response.headers.get("Retry-After")) if told else None
 
 
 def _status(error: BaseException) -> int | None:
-    return error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    """The HTTP status behind an error, which the Xet transfer tells in words."""
+    if isinstance(error, errors.HfHubHTTPError):
+        return error.response.status_code
+    found = XET_STATUS.search(str(error)) if isinstance(error, OSError) else None
+    return found and int(found[1])
 
 
 def _first_line(error: BaseException) -> str:
