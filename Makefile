@@ -6,11 +6,12 @@ CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 READY := $(VENV)/.ready
 RECIPE ?=
 WORKERS ?= 2
-APART := services slurm kubernetes chaos
+TORCH ?= torch
+APART := services slurm kubernetes chaos trainers
 space := $(subst ,, )
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clusters kubernetes distill plan clean-run test test-slow test-services test-slurm test-kubernetes test-chaos lint \
+.PHONY: help setup clusters kubernetes distill plan clean-run test test-slow test-services test-slurm test-kubernetes test-chaos test-trainers lint \
   format lock
 
 # Each start of Snakemake loads the plugins that are installed, 0.8 s for SLURM's: `make clusters` puts it there, `make
@@ -81,6 +82,19 @@ test-kubernetes: $(VENV)/.kubernetes  ## run the tests on a stand-in for a Kuber
 
 test-chaos: $(READY)  ## kill a run at thirty random moments and compare what comes out (a quarter of an hour)
 	$(BIN)/pytest -m chaos $(ARGS)
+
+TRAINERS := $(VENV)/trainers
+test-trainers: $(TRAINERS)/.ready  ## run TRL's and axolotl's own data preparation on our dataset (installs them apart: torch)
+	$(TRAINERS)/bin/python -m pytest tests/data -m trainers $(ARGS)
+
+# axolotl pins what we have in other versions, and wants a GPU's packages: its preparation needs these alone.
+$(TRAINERS)/.ready: $(READY)
+	$(PYTHON) -m venv --clear $(TRAINERS)
+	$(BIN)/uv pip sync --quiet --python $(TRAINERS)/bin/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(TRAINERS)/bin/python --no-deps --editable .
+	$(TRAINERS)/bin/python -m pip install --quiet --disable-pip-version-check trl $(TORCH)
+	$(TRAINERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps axolotl addict colorama
+	@touch $@
 
 format: $(READY)  ## bring the code into the house's form
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/snakefmt Snakefile rules

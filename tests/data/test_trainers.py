@@ -1,5 +1,7 @@
-"""TRL's own data preparation takes the dataset as it is, and learns from it what we do. Where TRL is not installed
-this is left out: `pip install trl torch`."""
+"""What others prepare from the dataset as it is: TRL and axolotl learn from it what we do.
+
+Run by `make test-trainers`, which installs them into an environment of its own.
+"""
 
 from pathlib import Path
 
@@ -11,10 +13,10 @@ from distill.data.assemble import assemble
 from distill.data.card import CardFacts
 from distill.data.schema import CompletionsMetadata, write_completions
 from distill.text.chat import examples_tokens
-from distill.text.tokenizer import load_tokenizer
+from distill.text.tokenizer import Tokenizer, load_tokenizer
+from distill.text.turns import turns_tokens
 
-trl = pytest.importorskip("trl", exc_type=ImportError)
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("default")]
 
 CHATS = [
     (["what is the capital of france"], "paris is the capital"),
@@ -44,13 +46,23 @@ def dataset(folder: Path):
     return load_dataset(str(folder / "dataset"), split="train", cache_dir=str(folder / "cache"))
 
 
+def assert_ours(tokenizer: Tokenizer, theirs: list[int], ours: list[int]) -> None:
+    """But for what the template writes behind the EOS, which we leave out."""
+    assert theirs[: len(ours)] == ours
+    assert tokenizer.hf.decode(theirs[len(ours) :]).strip() == ""
+
+
+@pytest.fixture(params=[(CHATML, "<|im_end|>"), (LLAMA3, "<|eot|>")], ids=["chatml", "llama3"])
+def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
+    template, eos = request.param
+    return load_tokenizer(byte_tokenizer(tmp_path / "tokenizer", template, eos=eos, pad="<unk>"))
+
+
 @pytest.mark.parametrize("columns", ["prompt and completion", "messages"])
-@pytest.mark.parametrize("template", [CHATML, LLAMA3], ids=["chatml", "llama3"])
-def test_ids_and_mask_are_ours(tmp_path: Path, template: str, columns: str) -> None:
+def test_trl_has_our_ids_and_mask(tmp_path: Path, tokenizer: Tokenizer, columns: str) -> None:
+    import trl
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    eos = "<|im_end|>" if template is CHATML else "<|eot|>"
-    tokenizer = load_tokenizer(byte_tokenizer(tmp_path / "tokenizer", template, eos=eos, pad="<unk>"))
     rows = dataset(tmp_path)
     given = rows if columns != "messages" else rows.select_columns(["messages"])
     model = LlamaForCausalLM(LlamaConfig(
@@ -63,9 +75,22 @@ def test_ids_and_mask_are_ours(tmp_path: Path, template: str, columns: str) -> N
     ours = list(examples_tokens(tokenizer, [row["messages"] for row in rows], "tokenizer"))
     assert len(prepared) == len(ours) == 4
     for row, (ids, mask) in zip(prepared, ours, strict=True):
-        assert row["input_ids"][: len(ids)] == ids
-        rest = tokenizer.hf.decode(row["input_ids"][len(ids) :])
-        assert rest.strip() == "", "what the template writes behind the EOS, which we leave out"
+        assert_ours(tokenizer, row["input_ids"], ids)
         if columns != "messages":
             learned = row.get("completion_mask") or [int(label != -100) for label in row["labels"]]  # TRL 0, TRL 1
             assert learned[: len(mask)] == mask
+
+
+def test_axolotl_has_our_ids_and_the_mask_of_all_assistant_turns(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """`datasets: [{path: …, type: chat_template}]` with nothing else said of the dataset."""
+    from addict import Dict
+    from axolotl import prompt_strategies
+
+    said = {"train_on_inputs": False, "sequence_len": 4096, "chat_template": "tokenizer_default"}
+    strategy = prompt_strategies.load("chat_template", tokenizer.hf, Dict(said), {"type": "chat_template"})
+    rows = dataset(tmp_path)
+    ours = list(turns_tokens(tokenizer, [row["messages"] for row in rows], "tokenizer"))
+    for row, (ids, mask) in zip(rows, ours, strict=True):
+        prepared = strategy.tokenize_prompt(row)
+        assert_ours(tokenizer, prepared["input_ids"], ids)
+        assert [int(label != -100) for label in prepared["labels"]][: len(mask)] == mask
