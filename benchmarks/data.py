@@ -7,8 +7,8 @@
 prompts: a dataset of UltraChat's shape (some turns, a few thousand characters of words with Zipf's frequencies), read
 and tokenized by scripts/index_prompts.py with a byte-level BPE of 32,000 tokens; `reference` has the settings of
 recipes/deepseek2-16b-to-llama2-7b.yaml, which asks the first turn of each conversation; `last` asks the last one with
-all that came before it, `each_own` all of them; `similar` also looks for near duplicates. The bound is 3,000
-conversations a second of a core.
+all that came before it, `each_own` all of them; `similar` also looks for near duplicates; `long` are a tenth as many of
+8 to 16 rounds. The bound is 3,000 conversations a second of a core, of UltraChat's length.
 assembly: completions files of 2,048 samples, of 3.7 kB each on the disk, by scripts/build_dataset.py.
 publish: nothing is sent, this is the hashing of the assembled dataset by SHA-256, SHA-1 and MD5.
 
@@ -80,17 +80,17 @@ def make_tokenizer(folder: Path, words: Words) -> None:
     (folder / "tokenizer").mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer/tokenizer.json"))
     write_json(folder / "tokenizer/tokenizer_config.json", {"eos_token": "<|im_end|>", "chat_template": CHAT})
-    write_json(folder / "model.json", {"architecture": {"max_positions": 4096}})
+    write_json(folder / "model.json", {"architecture": {"max_positions": 32768}})
 
 
-def make_conversations(path: Path, words: Words, count: int) -> None:
-    """JSON lines with `messages`: one to four rounds, questions of 20 to 400 characters, answers of 200 to 2,000."""
+def make_conversations(path: Path, words: Words, count: int, rounds: tuple[int, int]) -> None:
+    """JSON lines with `messages`: so many rounds, questions of 20 to 400 characters, answers of 200 to 2,000."""
     random = words.random
     pool = words.text(2_000_000)
     with path.open("w", encoding="utf-8") as file:
         for _ in tqdm(range(count), "conversations"):
             messages = []
-            for _ in range(random.integers(1, 5)):
+            for _ in range(random.integers(*rounds, endpoint=True)):
                 for role, low, high in (("user", 20, 400), ("assistant", 200, 2000)):
                     start, length = random.integers(0, len(pool) - 2000), random.integers(low, high)
                     messages.append({"role": role, "content": pool[start : start + length]})
@@ -152,16 +152,20 @@ def main(full: bool, only: str | None, work: Path) -> None:
     def row(step: str, of: str, seconds: float, used: float, memory: float, rate: str) -> None:
         rows.append(f"| {step} | {of} | {seconds:.1f} s ({used:.1f} s) | {rate} | {memory:.2f} GB |")
 
-    def prompts(name: str, settings: dict, longest: int = 1024) -> None:
-        if not (folder / "chats.jsonl").exists():
+    def prompts(name: str, settings: dict, longest: int = 1024, rounds: tuple[int, int] = (1, 4)) -> None:
+        chats = folder / f"chats-{rounds[1]}.jsonl"
+        count = conversations if rounds == (1, 4) else conversations // 10
+        if not (folder / "teacher").exists():
             make_tokenizer(folder / "teacher", words)
-            make_conversations(folder / "chats.jsonl", words, conversations)
-        asked = json.dumps(settings | {"source": str(folder / "chats.jsonl")})
+        if not chats.exists():
+            make_conversations(chats, words, count, rounds)
+        asked = json.dumps(settings | {"source": str(chats)})
         found = measured(
             SCRIPTS / "index_prompts.py", "--teacher", folder / "teacher", "--prompts", asked,
             "--max-prefill-length", longest, "--work", folder / "prompts", "--out", folder / "index.json",
         )  # fmt: skip
-        row(f"prompts, {name}", f"{conversations:,}", *found, f"{conversations / found[1]:,.0f} a second of a core")
+        of = f"{count:,}, {chats.stat().st_size / 1e6:,.0f} MB"
+        row(f"prompts, {name}", of, *found, f"{count / found[1]:,.0f} a second of a core")
 
     def dataset() -> None:
         index, size = make_completions(folder / "completions", words, batches)
@@ -191,7 +195,9 @@ def main(full: bool, only: str | None, work: Path) -> None:
             prompts("first, similar", {"turns": "first", "duplicates": "similar"})
             prompts("last", {"turns": "last"})
             prompts("each_own", {"turns": "each_own"})
-        (folder / "chats.jsonl").unlink(missing_ok=True)
+            prompts("last, long", {"turns": "last"}, 16384, (8, 16))
+        for chats in folder.glob("chats-*.jsonl"):
+            chats.unlink()
         if only in (None, "dataset"):
             dataset()
     finally:
