@@ -8,6 +8,14 @@ if not workflow.configfiles:  # a recipe given with --configfile stands alone
 include: "rules/common.smk"
 include: "rules/storage.smk"
 include: "rules/hooks.smk"
+include: "rules/lookups/resources.smk"
+include: "rules/lookups/models.smk"
+include: "rules/lookups/batches.smk"
+include: "rules/lookups/stages.smk"
+include: "rules/lookups/logits.smk"
+include: "rules/lookups/parity.smk"
+include: "rules/lookups/plan.smk"
+include: "rules/lookups/publication.smk"
 include: "rules/models.smk"
 
 
