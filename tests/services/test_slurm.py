@@ -21,6 +21,7 @@ PROFILE = [
     "--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "5",
 ]  # fmt: skip
 SMALL = {"memory_gb": 1, "minutes": 10}
+PATIENCE = 1800.0  # seconds: a start takes ten of a processor, minutes where others want it too
 RESOURCES = {"generate": SMALL | {"accelerators": 2}, "train": SMALL, "evaluate": SMALL, "other": SMALL}
 
 
@@ -37,7 +38,7 @@ def now() -> str:
 
 
 def until(so: Callable[[], bool], process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PATIENCE
     while not so():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "it never came to that"
@@ -64,7 +65,7 @@ class Finished:
 def finished(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     project, since = Project.make(tmp_path_factory.mktemp("slurm") / "finished"), now()
     project.recipe(resources=RESOURCES)
-    outcome = project.snakemake(*PROFILE, cores="", seconds=1200)
+    outcome = project.snakemake(*PROFILE, cores="", seconds=PATIENCE)
     assert outcome.code == 0, outcome.output
     servers = len(list((project.folder.parent / "runtime/distill").glob("*.log")))
     return Finished(project, jobs(since, "comment,state,submitline"), servers)
@@ -105,7 +106,7 @@ def test_a_failing_batch_leaves_the_files_of_the_others(project: Project) -> Non
     prompts = project.run_folder / "prompts/0001.jsonl"
     row = json.loads(prompts.read_text().splitlines()[0])
     prompts.write_text(json.dumps(row | {"prompt_token_ids": [7] * 40}) + "\n")
-    outcome = project.snakemake(*PROFILE, "--retries", "0", "completions", cores="", seconds=600)
+    outcome = project.snakemake(*PROFILE, "--retries", "0", "completions", cores="", seconds=PATIENCE)
     assert outcome.code != 0
     assert "has 40 tokens, max_prefill_length is 32" in outcome.output
     there = sorted(file.name for file in (project.run_folder / "completions").glob("*.parquet"))
@@ -125,7 +126,7 @@ def test_two_tasks_train_as_one_and_go_on_after_scancel(project: Project) -> Non
         lines = subprocess.run(["squeue", "--noheader", "--format", "%i %k"], capture_output=True, text=True).stdout
         (job,) = (line.split()[0] for line in lines.splitlines() if line.endswith(name))
         subprocess.run(["scancel", job], check=True)
-        output, _ = process.communicate(timeout=600)
+        output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, output
     finally:
         process.kill()
@@ -152,7 +153,7 @@ def test_any_scheduler_that_takes_a_script(project: Project) -> None:
         "sbatch --parsable -A ci --mem={resources.mem_mb} --time={resources.runtime} --job-name={rule} -o /dev/null"
     )
     outcome = project.snakemake(
-        "--profile", "profiles/generic", "--cluster-generic-submit-cmd", submit, name, cores="", seconds=300
+        "--profile", "profiles/generic", "--cluster-generic-submit-cmd", submit, name, cores="", seconds=PATIENCE
     )
     assert outcome.code == 0, outcome.output
     assert target.read_bytes() == before
