@@ -116,7 +116,7 @@ def overhead(folder: Path, batches: int) -> list[str]:
     for name, arguments in SCHEDULERS.items():
         for file in (run / "prompts").glob("*.jsonl"):
             file.unlink()
-        nothing = snakemake(folder, "-n", "--quiet", "prompts")
+        nothing = snakemake(folder, "-n", "prompts", "--quiet")
         all_ = snakemake(folder, "prompts", *arguments)
         clock, cpu = ((a - b) / batches - c for a, b, c in zip(all_, nothing, own, strict=True))
         rows.append(f"| {name} | {clock:.2f} s ({cpu:.2f} s) | {own.clock:.2f} s ({own.used:.2f} s) |")
