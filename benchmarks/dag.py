@@ -8,7 +8,7 @@ The models are imported and the prompts indexed for real, a prompt a batch; all 
 
 dry-run: `-n` where no batch has been made yet, all of them listed. touch: `--touch`, which takes them as they are.
 no-op: the plain command, which finds everything there. one more: `-n` with one more batch in the dataset.
-overhead: 200 jobs that copy a batch's prompts, one at a time, without what such a job takes by itself.
+overhead: 200 jobs that copy a batch's prompts, one at a time, without what such a job takes by itself; three rounds.
 
 Seconds are of the clock and, behind them, of the processor, which other work on the machine changes less.
 """
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import click
@@ -103,23 +104,29 @@ def scale(folder: Path, batches: int) -> str:
     return f"| {batches:,} | {dry} | {touch} | {again} | {more} |"
 
 
-def overhead(folder: Path, batches: int) -> list[str]:
-    """Rows of the other table: what a job costs beside its own time, by scheduler."""
+def overhead(folder: Path, batches: int, rounds: int) -> list[str]:
+    """Rows of the other table: what a job costs beside its own time, by scheduler, as the median of some rounds."""
     make_project(folder, batches)
-    run, rows = folder / RUN, []
+    run = folder / RUN
     alone = [sys.executable, str(ROOT / "scripts/prepare_prompts.py"), "--index", str(run / "prompts/index.json"),
              "--batch", "0000", "--work", str(run / "work/prompts"), "--out", str(folder / "out.jsonl")]  # fmt: skip
-    start, before = time.perf_counter(), used()
-    for _ in range(10):
-        subprocess.run(alone, check=True, capture_output=True)
-    own = Seconds((time.perf_counter() - start) / 10, (used() - before) / 10)
-    for name, arguments in SCHEDULERS.items():
-        for file in (run / "prompts").glob("*.jsonl"):
-            file.unlink()
-        nothing = snakemake(folder, "-n", "prompts", "--quiet")
-        all_ = snakemake(folder, "prompts", *arguments)
-        clock, cpu = ((a - b) / batches - c for a, b, c in zip(all_, nothing, own, strict=True))
-        rows.append(f"| {name} | {clock:.2f} s ({cpu:.2f} s) | {own.clock:.2f} s ({own.used:.2f} s) |")
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in SCHEDULERS}
+    for _ in range(rounds):
+        start, before = time.perf_counter(), used()
+        for _ in range(10):
+            subprocess.run(alone, check=True, capture_output=True)
+        own = Seconds((time.perf_counter() - start) / 10, (used() - before) / 10)
+        for name, arguments in SCHEDULERS.items():
+            for file in (run / "prompts").glob("*.jsonl"):
+                file.unlink()
+            nothing = snakemake(folder, "-n", "prompts", "--quiet")
+            all_ = snakemake(folder, "prompts", *arguments)
+            over = [(a - b) / batches - c for a, b, c in zip(all_, nothing, own, strict=True)]
+            found[name].append((*over, *own))
+    rows = []
+    for name, several in found.items():
+        clock, cpu, *own = (f"{1000 * median(column):.0f} ms" for column in zip(*several, strict=True))
+        rows.append(f"| {name} | {clock} ({cpu}) | {own[0]} ({own[1]}) |")
     return rows
 
 
@@ -141,7 +148,7 @@ def main(batches: tuple[int, ...], profile: bool, jobs: bool) -> None:
     if jobs:
         click.echo("\n| scheduler | a job's overhead | its own time |\n|---|--:|--:|")
         with tempfile.TemporaryDirectory() as folder:
-            click.echo("\n".join(overhead(Path(folder), 200)))
+            click.echo("\n".join(overhead(Path(folder), 200, 3)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from project import Project
 
 SCRIPTS = {"server": "serve.py", "client": "generate.py", "trainer": "train.py"}
 LONGEST = {"snakemake": 9.0, "server": 2.0, "client": 1.0, "trainer": 6.0}  # seconds of its life that a kill may wait
-PATIENCE = 180.0
+PATIENCE = 1800.0  # seconds, after which it is no longer a matter of busy processors
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Chaos:
             return psutil.Process(self.running.pid)
         script, end = str(self.project.folder / "scripts" / SCRIPTS[victim]), time.monotonic() + PATIENCE
         while self.running.poll() is None:
-            assert time.monotonic() < end, f"no {victim} came"
+            assert time.monotonic() < end, f"after {self.killed} no {victim} came:\n{self.stop()}"
             for process in psutil.process_iter(["cmdline", "status"]):
                 line = process.info["cmdline"] or ()
                 if script in line[1:2] and process.info["status"] != psutil.STATUS_ZOMBIE:
@@ -94,11 +94,12 @@ class Chaos:
             time.sleep(0.1)
         return None
 
-    def stop(self) -> None:
-        """Leave nothing behind."""
-        if self.running is not None and self.running.poll() is None:
-            os.killpg(self.running.pid, signal.SIGKILL)
-            self.running.communicate()
+    def stop(self) -> str:
+        """Leave nothing behind. What the run has said."""
+        if self.running is None or self.running.poll() is not None:
+            return ""
+        os.killpg(self.running.pid, signal.SIGKILL)
+        return self.running.communicate()[0]
 
 
 def _lives(process: psutil.Process) -> bool:
