@@ -9,12 +9,14 @@ The models are imported and the prompts indexed for real, a prompt a batch; all 
 dry-run: `-n` where no batch has been made yet, all of them listed. touch: `--touch`, which takes them as they are.
 no-op: the plain command, which finds everything there. one more: `-n` with one more batch in the dataset.
 overhead: 200 jobs that copy a batch's prompts, one at a time, without what such a job takes by itself; three rounds.
+And what Snakemake's own process takes a job of the first 100 where 200 and 2,000 wait: choosing the next is part of it.
 
 Seconds are of the clock and, behind them, of the processor, which other work on the machine changes less.
 """
 
 import json
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from statistics import median
 from typing import NamedTuple
 
 import click
+import psutil
 import yaml
 from machine import footer, installed
 
@@ -32,7 +35,9 @@ RUN = "results/dag"
 EMPTY = ("students/sft/final.json", "students/sft/metrics.jsonl", "compatibility.json", "summary.json", "report.html",
          *(f"evaluation/{name}.json" for name in ("teacher", "student", "sft")))  # fmt: skip
 FOLDERS = ("dataset", "students/sft/params", "export/sft")
-SCHEDULERS = {"greedy": (), "ilp": ("--scheduler", "ilp")}
+SNAKEMAKE = (sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1")
+ALL = ("--scheduler-subsample", "1000000")
+SCHEDULERS = {"greedy, of 200": (), "greedy, of all": ALL, "ilp, of all": ("--scheduler", "ilp", *ALL)}
 
 
 def make_project(folder: Path, batches: int) -> None:
@@ -80,10 +85,9 @@ def used() -> float:
 
 def snakemake(folder: Path, *arguments: str) -> Seconds:
     """Run it on one core, and say how long that took."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1"]
     start, before = time.perf_counter(), used()
     done = subprocess.run(
-        [*command, *arguments, "--configfile", "recipe.yaml"], cwd=folder, capture_output=True, text=True
+        [*SNAKEMAKE, *arguments, "--configfile", "recipe.yaml"], cwd=folder, capture_output=True, text=True
     )
     if done.returncode:
         raise SystemExit(f"snakemake {' '.join(arguments)} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
@@ -130,6 +134,30 @@ def overhead(folder: Path, batches: int, rounds: int) -> list[str]:
     return rows
 
 
+def choosing(folder: Path, ready: int, jobs: int) -> list[str]:
+    """What Snakemake's own process takes a job while so many wait, by scheduler; it is ended after some."""
+    make_project(folder, ready)
+    made, rows = folder / RUN / "prompts", []
+    for name, arguments in SCHEDULERS.items():
+        for file in made.glob("*.jsonl"):
+            file.unlink()
+        process = psutil.Popen([*SNAKEMAKE, "prompts", *arguments, "--configfile", "recipe.yaml"], cwd=folder,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        marks = []
+        for wanted in (1, jobs + 1):
+            while (there := len(list(made.glob("*.jsonl")))) < wanted:
+                if process.poll() is not None:
+                    raise SystemExit(f"snakemake ended after {there} jobs")
+                time.sleep(0.05)
+            times = process.cpu_times()
+            marks.append((there, times.user + times.system))
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        (first, before), (last, after) = marks
+        rows.append(f"| {name} | {ready:,} | {1000 * (after - before) / (last - first):.0f} ms |")
+    return rows
+
+
 @click.command(help=__doc__)
 @click.option("--batches", type=int, multiple=True, default=(200, 2_000, 20_000), show_default=True)
 @click.option("--profile", is_flag=True, help="print where the no-op's time goes")
@@ -149,6 +177,10 @@ def main(batches: tuple[int, ...], profile: bool, jobs: bool) -> None:
         click.echo("\n| scheduler | a job's overhead | its own time |\n|---|--:|--:|")
         with tempfile.TemporaryDirectory() as folder:
             click.echo("\n".join(overhead(Path(folder), 200, 3)))
+        click.echo("\n| scheduler | jobs that wait | of the processor, a job |\n|---|--:|--:|")
+        for ready in (200, 2_000):
+            with tempfile.TemporaryDirectory() as folder:
+                click.echo("\n".join(choosing(Path(folder), ready, 100)))
 
 
 if __name__ == "__main__":
