@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from tiny_models import tiny_llama
 
@@ -124,10 +125,14 @@ class Project:
             start_new_session=True,
         )
 
-    def snakemake(self, *arguments: str, cores: str = "2", seconds: float = 300) -> Outcome:
+    def snakemake(self, *arguments: str, cores: str = "2", seconds: float = 900) -> Outcome:
         """`cores=""` leaves them out, as for --report, --lint and clusters."""
         process = self.start(*(["--cores", cores] if cores else []), *arguments)
-        output, _ = process.communicate(timeout=seconds)
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(f"it did not end within {seconds:.0f} s:\n{process.communicate()[0]}")
         jobs = re.findall(r"^Job \d+: (.*)$", output, re.MULTILINE)
         done = [job for job in jobs if not job.endswith((" is there", " are there"))]  # but the named targets
         return Outcome(done, output, process.returncode)
