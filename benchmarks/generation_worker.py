@@ -103,11 +103,12 @@ def ctranslate2(folder: Path, slots: int, prompts: list[list[int]]) -> None:
 
 
 def vllm(folder: Path, slots: int, prompts: list[list[int]]) -> None:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # one process: its time and memory are told
     from vllm import LLM, SamplingParams
 
     model = LLM(
         str(folder / "hf"), dtype="float32", max_num_seqs=slots, max_model_len=256, skip_tokenizer_init=True,
-        enforce_eager=os.environ.get("VLLM_COMPILED") != "1",
+        enforce_eager=os.environ.get("VLLM_COMPILED") != "1", kv_cache_memory_bytes=5 << 28,
     )  # fmt: skip
     how = SamplingParams(temperature=1.0, max_tokens=NEW_TOKENS, ignore_eos=True, detokenize=False)
     asked = [{"prompt_token_ids": prompt} for prompt in prompts]
