@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from distill.generation.sampling import Choice, Draw, choose, many_uniforms, sampled_of, uniforms
 from distill.models import decoder
@@ -98,7 +99,7 @@ put_in_slots = partial(jax.jit, donate_argnums=0)(insert)
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def first_tokens(setup: Setup, logits, state, slots, rows, position, new):
     """Draw the tokens behind prompts with these logits [PREFILL_ROWS, V]: rows[i] for slot slots[i], if it exists."""
-    choice = _choose(setup, new, logits[rows], position)
+    choice = _choose(setup, new["draw"], logits[rows], _numbers(setup, new, position))
     new |= {"token": choice.token, "position": position}
     state = jax.tree.map(lambda old, value: old.at[slots].set(value, mode="drop"), state, new)
     return state, choice
@@ -108,25 +109,33 @@ def first_tokens(setup: Setup, logits, state, slots, rows, position, new):
 def decode(setup: Setup, params, caches: Caches, state):
     """STEPS tokens for every slot, a `Choice` of [STEPS, slots]; an idle slot's are not looked at."""
 
-    def step(carry, _):
+    def step(carry, numbers):
         caches, token, position = carry
         valid = jnp.ones((token.shape[0], 1), jnp.int32)
         given = params, caches, token[:, None], position[:, None], valid
         hidden, caches = decoder.extend(setup.config, *given, room=setup.room, mesh=setup.mesh)
-        choice = _choose(setup, state, decoder.logits(setup.config, params, hidden[:, 0]), position + 1)
+        choice = _choose(setup, state["draw"], decoder.logits(setup.config, params, hidden[:, 0]), numbers)
         return (caches, choice.token, position + 1), choice
 
     start = caches, state["token"], state["position"]
-    (caches, token, position), choices = jax.lax.scan(step, start, None, length=STEPS)
+    ahead = 1 + jnp.arange(STEPS, dtype=jnp.int32)
+    numbers = jax.vmap(lambda more: _numbers(setup, state, state["position"] + more))(ahead)
+    (caches, token, position), choices = jax.lax.scan(step, start, numbers)
     return caches, {**state, "token": token, "position": position}, choices
 
 
-def _choose(setup: Setup, state, logits, position) -> Choice:
-    """The tokens at `position`, and what is to be told of them."""
+def _numbers(setup: Setup, state, position) -> tuple[Array, Array | None]:
+    """What the draws at `position` are made from, and what those are made from that are told beside them."""
     row = state["seed"], state["sample"], position
-    choice = choose(state["draw"], logits, uniforms(*row), setup.real_vocab, setup.telling.top)
-    if setup.telling.sampled:
-        logprobs, ids = sampled_of(logits, many_uniforms(*row, setup.telling.sampled), setup.real_vocab)
+    return uniforms(*row), many_uniforms(*row, setup.telling.sampled) if setup.telling.sampled else None
+
+
+def _choose(setup: Setup, draw: Draw, logits: Array, numbers: tuple[Array, Array | None]) -> Choice:
+    """The tokens, and what is to be told of them."""
+    own, others = numbers
+    choice = choose(draw, logits, own, setup.real_vocab, setup.telling.top)
+    if others is not None:
+        logprobs, ids = sampled_of(logits, others, setup.real_vocab)
         choice = choice._replace(sampled_ids=ids, sampled_logprobs=logprobs)
     return choice
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from distill.models.cache import SEGMENT, LayerCache, joined, write
 from distill.models.config import ModelConfig
 from distill.models.int8 import wide
-from distill.models.layers import Norm, at_least_float32, biased, fan_in, product, weight, zeros
+from distill.models.layers import Norm, at_least_float32, biased, fan_in, product, products, weight, zeros
 from distill.models.rope import Rotation, rotate
 
 Fused = Literal["cudnn", "xla"]
@@ -73,9 +73,8 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
         """Queries, keys and values, turned by their positions."""
         interleaved = self.config.rope_interleaved
-        q = biased(to_heads(x, self.q[...]), self.q_bias)
-        k = biased(to_heads(x, self.k[...]), self.k_bias)
-        v = biased(to_heads(x, self.v[...]), self.v_bias)
+        q, k, v = all_to_heads(x, self.q[...], self.k[...], self.v[...])
+        q, k, v = biased(q, self.q_bias), biased(k, self.k_bias), biased(v, self.v_bias)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q = rotate(q, turn, interleaved=interleaved)
@@ -83,9 +82,15 @@ class Attention(nnx.Module):
         return q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
 
 
+def all_to_heads(x: Float[Array, "B T D"], *weights: Float[Array, "_ H D"]) -> list[Float[Array, "B T _ H"]]:
+    """x projected to the heads of each weight. As one matrix: for three axes XLA makes a transposed copy each time."""
+    flat = products(x, *(weight.reshape(-1, x.shape[-1]) for weight in weights))
+    return [y.reshape(*x.shape[:2], *weight.shape[:2]) for y, weight in zip(flat, weights, strict=True)]
+
+
 def to_heads(x: Float[Array, "B T D"], weight: Float[Array, "N H D"]) -> Float[Array, "B T N H"]:
-    """x projected to each head. As one matrix: for a weight of three axes XLA makes a transposed copy each time."""
-    return product(x, weight.reshape(-1, x.shape[-1])).reshape(*x.shape[:2], *weight.shape[:2])
+    """`all_to_heads` with one weight."""
+    return all_to_heads(x, weight)[0]
 
 
 def from_heads(x: Float[Array, "B T N H"], weight: Float[Array, "D N H"]) -> Float[Array, "B T D"]:

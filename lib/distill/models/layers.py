@@ -71,13 +71,14 @@ class FeedForward(nnx.Module):
 
     def inner(self, x: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
         """What each neuron gives to the projection down."""
-        gate = biased(product(x, self.gate[...]), self.gate_bias)
-        up = biased(product(x, self.up[...]), self.up_bias)
-        return activate(self.activation, gate) * up
+        gate, up = products(x, self.gate[...], self.up[...])
+        return activate(self.activation, biased(gate, self.gate_bias)) * biased(up, self.up_bias)
 
 
-def product(x: Float[Array, "B T D"], weight: Float[Array, "F D"], *, wide: bool = False) -> Float[Array, "B T F"]:
-    """x Wᵀ; `wide` for a result in float32 or wider.
+def products(
+    x: Float[Array, "B T D"], *weights: Float[Array, "_ D"], wide: bool = False
+) -> tuple[Float[Array, "B T _"], ...]:
+    """x Wᵀ for each W; `wide` for results in float32 or wider.
 
     One token a row is turned into columns on a CPU, where a tall matrix times few columns takes a fifth less time than
     few rows times a wide one. Barriers keep XLA from turning them back. Scores of many rows from shallow states are
@@ -87,9 +88,15 @@ def product(x: Float[Array, "B T D"], weight: Float[Array, "F D"], *, wide: bool
     rows, length, depth = x.shape
     dear = rows > FEW_ROWS and depth < DEEP and wide
     if length > 1 or dear or jax.default_backend() != "cpu":
-        return jnp.einsum("BTD,FD->BTF", x, weight, **how)
+        return tuple(jnp.einsum("BTD,FD->BTF", x, weight, **how) for weight in weights)
     columns = jax.lax.optimization_barrier(x[:, 0].T)
-    return jax.lax.optimization_barrier(jnp.einsum("FD,DB->FB", weight, columns, **how)).T[:, None]
+    found = tuple(jnp.einsum("FD,DB->FB", weight, columns, **how) for weight in weights)
+    return tuple(part.T[:, None] for part in jax.lax.optimization_barrier(found))
+
+
+def product(x: Float[Array, "B T D"], weight: Float[Array, "F D"], *, wide: bool = False) -> Float[Array, "B T F"]:
+    """`products` with one matrix."""
+    return products(x, weight, wide=wide)[0]
 
 
 def at_least_float32(x: Array) -> jnp.dtype:
