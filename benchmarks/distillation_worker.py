@@ -24,8 +24,45 @@ def token_ids() -> np.ndarray:
     return np.random.default_rng(0).integers(3, VOCABULARY, (ROWS, LENGTH + 1))
 
 
+def stored(folder: Path):
+    """Loaders of 400 completions whose likeliest 32 tokens are stored, random ones: with these, and without."""
+    from dataclasses import replace
+
+    from distill.data.loader import Loader
+    from distill.data.schema import CompletionsMetadata, write_completions
+    from distill.data.stored import Wanted, stored_examples
+    from distill.data.topk import Told, as_text, packed
+
+    random, rows = np.random.default_rng(1), []
+    for i in range(400):
+        logprobs = -np.sort(random.exponential(3, (LENGTH, 32)), axis=1) - 3.5
+        told = {
+            "logsumexp": random.normal(size=LENGTH), "top_ids": random.integers(3, 16000, (LENGTH, 32)),
+            "top_logprobs": logprobs,
+        }  # fmt: skip
+        rows.append(
+            {
+                "prompt_id": f"{i:016x}", "sample": 0, "prompt": [], "completion": [], "messages": [],
+                "prompt_token_ids": [1], "completion_token_ids": random.integers(16000, VOCABULARY, LENGTH).tolist(),
+                "logprobs": random.normal(-9, 1, LENGTH).tolist(), "finish_reason": "length", "reference": None,
+                "logits": as_text(packed(told, VOCABULARY)),
+            }
+        )  # fmt: skip
+    metadata = CompletionsMetadata(
+        teacher="B",
+        tokenizer_hash="",
+        sampling={"max_target_length": LENGTH + 1},
+        seed=0,
+        logits=Told(32, 0, VOCABULARY),
+    )
+    write_completions(folder / "0000.parquet", rows, metadata)
+    examples = stored_examples([Wanted([folder / "0000.parquet"])], "top", 32, folder / "stored", LENGTH + 1)
+    told, plain = examples, replace(examples, logits=None)
+    return {"topk": Loader(told, ROWS, 0, LENGTH), "plain": Loader(plain, ROWS, 0, LENGTH)}
+
+
 def ours(folder: Path) -> None:
-    """`step`: with the teacher; `sft`: the same step without one."""
+    """`step`: with the teacher; `sft`: without; `topk`: from stored logits; `plain`: the same rows without these."""
     from distill.parallel.runtime import start
 
     start()
@@ -42,7 +79,7 @@ def ours(folder: Path) -> None:
         name: Stage(
             init="-", objective=objective, steps=1000, batch_size=ROWS, learning_rate=LEARNING_RATE, remat="dots"
         )
-        for name, objective in (("step", "logits"), ("sft", "sft"))
+        for name, objective in (("step", "logits"), ("sft", "sft"), ("topk", "topk_logits"))
     }
     mesh, stage = make_mesh(), stages["step"]
     optimizer = make_optimizer(stage, 1000)
@@ -51,7 +88,10 @@ def ours(folder: Path) -> None:
     runs = {
         "step": make_step(config, stage, optimizer, mesh, where, teacher=teacher),
         "sft": make_step(config, stages["sft"], optimizer, mesh, where),
+        "topk": make_step(config, stages["topk"], optimizer, mesh, where),
     }
+    runs["plain"] = runs["sft"]
+    loaders, count = stored(folder), 0
     batch = {
         "tokens": ids[:, :-1], "targets": ids[:, 1:], "mask": np.ones((ROWS, LENGTH), np.float32),
         "segment_ids": np.ones((ROWS, LENGTH), np.int32),
@@ -59,8 +99,10 @@ def ours(folder: Path) -> None:
     }  # fmt: skip
 
     def step(name: str) -> int:
-        nonlocal state
-        state, metrics = runs[name](state, batch)
+        nonlocal state, count
+        count += 1
+        given = loaders[name].batch(count) if name in loaders else batch
+        state, metrics = runs[name](state, given)
         jax.block_until_ready((state, metrics))
         return ROWS * LENGTH
 
