@@ -9,8 +9,6 @@ import pytest
 from chaos import LONGEST, Chaos
 from project import Project
 
-pytestmark = pytest.mark.slow
-
 TARGETS = ("completions", "dataset", "students")
 
 

@@ -10,14 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-import pytest
 from tiny_models import tiny_llama
 
 from distill.checkpoints.convert import import_checkpoint
 from distill.checkpoints.store import load_weights
 from distill.files import read_json, read_jsonl
-
-pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """
