@@ -132,9 +132,21 @@ def load_weights(
     axes = decoder.weight_axes(config)
     tree = nest({path: _abstract(config, axes[path], mesh, decoder.loaded_type(path, dtype)) for path in axes})
     arguments = ocp.args.PyTreeRestore(item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+    folder = (params / "weights").absolute()
     with _restoring(params), _checkpointer() as checkpointer:
-        weights = checkpointer.restore((params / "weights").absolute(), args=arguments)
+        _check_shapes(tree, checkpointer.metadata(folder).item_metadata)
+        weights = checkpointer.restore(folder, args=arguments)
     return config, decoder.stack(config, weights) if scanned else weights
+
+
+def _check_shapes(wanted: decoder.Params, stored: Any) -> None:
+    """Orbax would only see it while it reads, and what else it has begun to read then ends in a loop that is closed."""
+    if stored is None or stored.tree is None:
+        return  # the restore says why
+    there = flat(stored.tree)
+    for path, leaf in flat(wanted).items():
+        if path in there and tuple(there[path].shape) != tuple(leaf.shape):
+            raise ValueError(f"{path} is stored as {tuple(there[path].shape)}, model.json makes it {tuple(leaf.shape)}")
 
 
 def read_stored(params: Path) -> Callable[[str], np.ndarray]:
