@@ -269,9 +269,7 @@ def test_weights_of_another_architecture_than_their_description_are_refused(init
     (other / "model.json").write_text(json.dumps(info))
     with pytest.raises(DistillError) as error:
         fit(other, examples, tmp_path / "sft", STAGE, "sft")
-    assert re.search(
-        r"cannot be restored \(embed is stored as \(\d+, \d+\), model.json makes it \(", str(error.value)
-    )
+    assert re.search(r"cannot be restored \(embed is stored as \(\d+, \d+\), model.json makes it \(", str(error.value))
     assert "\n" not in str(error.value)
 
 
