@@ -90,7 +90,7 @@ def prefill(config: ModelConfig, mesh: Mesh | None, params, caches: Caches, toke
     last = jnp.clip(lengths - 1 - start, 0, tokens.shape[1] - 1)
     last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
     last = jnp.pad(last, ((0, PREFILL_ROWS - len(last)), (0, 0)))
-    return caches, decoder.logits(config, params, last)
+    return caches, decoder.logits(config, params, last[:, None])[:, 0]
 
 
 put_in_slots = partial(jax.jit, donate_argnums=0)(insert)
@@ -114,7 +114,7 @@ def decode(setup: Setup, params, caches: Caches, state):
         valid = jnp.ones((token.shape[0], 1), jnp.int32)
         given = params, caches, token[:, None], position[:, None], valid
         hidden, caches = decoder.extend(setup.config, *given, room=setup.room, mesh=setup.mesh)
-        choice = _choose(setup, state["draw"], decoder.logits(setup.config, params, hidden[:, 0]), numbers)
+        choice = _choose(setup, state["draw"], decoder.logits(setup.config, params, hidden)[:, 0], numbers)
         return (caches, choice.token, position + 1), choice
 
     start = caches, state["token"], state["position"]

@@ -1,7 +1,7 @@
 """The caches of the decode path: arrays of its own for each layer, so that appending to one moves no other.
 
-An array may be cut into pieces, slots 0 to P of all rows in the first: a cache then grows by a piece and nothing is
-copied, and products with the pieces run side by side.
+An array may be cut into pieces, slots 0 to P − 1 of all rows in the first: a cache then grows by a piece, and nothing
+is copied.
 
 Slot r of a cache with S slots holds the newest position that is r modulo S. Where S is no less than the
 longest sequence that is position r itself; a layer with a window has only as many slots as its window needs,

@@ -287,8 +287,8 @@ def logits(config: ModelConfig, params: Params, hidden: Float[Array, "... D"]) -
 
 def scores(config: ModelConfig, hidden: Float[Array, "... D"], head: Float[Array, "V D"]) -> Float[Array, "... V"]:
     """`logits`, with the head given apart."""
-    if hidden.ndim == 2:
-        values = product(hidden[:, None], head, wide=True)[:, 0]
+    if hidden.ndim == 3:
+        values = product(hidden, head, wide=True)
     else:
         values = jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=at_least_float32(hidden))
     if config.logit_softcap is not None:
