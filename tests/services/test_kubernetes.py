@@ -26,11 +26,12 @@ from cluster import Cluster, Pod
 pytestmark = pytest.mark.kubernetes
 
 SECRET = "sEcReT-of-the-bucket"
+STEPS = 20_000  # a checkpoint is sent at most 5 s after it is there: the trainer must live for long enough
 SMALL = {"memory_gb": 1, "minutes": 10}
 RECIPE: dict[str, Any] = {
     "prompts__num_batches": 2,
     "prompts__batch_size": 7,
-    "stages__sft__steps": 4000,
+    "stages__sft__steps": STEPS,
     "stages__sft__checkpoint_every": 200,
     "resources": {
         "generate": SMALL | {"accelerators": 1, "cpus": 2}, "train": SMALL, "evaluate": SMALL, "other": SMALL,
@@ -174,7 +175,7 @@ def test_a_killed_trainer_goes_on_in_another_pod(finished: Finished) -> None:
     assert (first.exit_code, second.exit_code) == (137, 0)
     said = finished.cluster.words(second)
     assert "goes on from s3://distill/kept/tiny/students/sft/steps" in said
-    steps = [int(step) for step in re.findall(r"(\d+)/4000", said)]
+    steps = [int(step) for step in re.findall(rf"(\d+)/{STEPS}", said)]
     assert min(steps) >= 200, "it started over"
     assert [found.key for found in finished.bucket.objects.filter(Prefix="kept/tiny/students")] == []
     journals = [found.key for found in finished.bucket.objects.filter(Prefix="kept/tiny/samples")]
