@@ -117,12 +117,12 @@ def test_two_tasks_train_as_one_and_go_on_after_scancel(project: Project) -> Non
     """SIGTERM saves the step they are at; the next attempt goes on from there."""
     since, folder = now(), project.run_folder / "students/sft"
     train = SMALL | {"tasks": 2}
-    project.recipe(resources=RESOURCES | {"train": train}, stages__sft__steps=300, stages__sft__checkpoint_every=1000)
+    project.recipe(resources=RESOURCES | {"train": train}, stages__sft__steps=1000, stages__sft__checkpoint_every=5000)
     process = project.start(*PROFILE, "students")
     try:
         log = project.run_folder / "logs/train/sft.log"
         told = lambda: log.read_text(errors="replace") if log.exists() else ""  # noqa: E731  a bar may be half written
-        until(lambda: re.search(r"\b[1-9]\d/300", told()) is not None, process)
+        until(lambda: re.search(r"\b[1-9]\d+/1000", told()) is not None, process)
         name = "rule_train_wildcards_sft"
         lines = subprocess.run(["squeue", "--noheader", "--format", "%i %k"], capture_output=True, text=True).stdout
         (job,) = (line.split()[0] for line in lines.splitlines() if line.endswith(name))
@@ -131,12 +131,12 @@ def test_two_tasks_train_as_one_and_go_on_after_scancel(project: Project) -> Non
         assert process.returncode == 0, output
     finally:
         process.kill()
-    first = int(re.search(r"(\d+)/300", told())[1])
-    assert first >= 10, "it started over"
-    assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")] == list(range(1, 301))
-    assert read_json(folder / "final.json")["step"] == 300
     states = [state.split()[0] for _, comment, state in jobs(since, "jobid,comment,state") if comment == name]
     assert states == ["CANCELLED", "COMPLETED"]
+    first = int(re.search(r"(\d+)/1000", told())[1])
+    assert first >= 10, "it started over"
+    assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")] == list(range(1, 1001))
+    assert read_json(folder / "final.json")["step"] == 1000
     steps = subprocess.run(
         ["sacct", "--noheader", "--parsable2", "--starttime", since, "--format", "jobname,ntasks"],
         capture_output=True, text=True, check=True,
