@@ -50,4 +50,10 @@ def together():
         return {"srun": ""}
     # A progress bar has no line's end: without --unbuffered it comes to the log some kilobytes late.
     start = f"srun --unbuffered --ntasks={need.tasks} --nodes={need.nodes} --cpus-per-task={need.cpus}"
-    return {"mpi": "srun", "tasks": need.tasks, "nodes": need.nodes, "tasks_per_gpu": 0, "srun": f"{start} env --unset=DISTILL_PARENT"}
+    return {
+        "mpi": "srun",
+        "tasks": need.tasks,
+        "nodes": need.nodes,
+        "tasks_per_gpu": 0,
+        "srun": f"{start} env --unset=DISTILL_PARENT",
+    }
