@@ -4,6 +4,7 @@ Sequences are longer than every window, so that rings come round, and than the o
 scaled rotary embedding.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -14,6 +15,8 @@ from golden_models import LENGTH, NAMES, QUICKLY, case, golden, load
 
 from distill.models import decoder
 from distill.models.cache import Caches, cut_to, empty_cache, held, insert, joined_with, more_pieces, slots_of
+from distill.models.int8 import quantize_weights
+from distill.models.turned import Turned
 
 PROMPTS = np.array([40, 29], np.int32)  # longer than a window of 24, and than the 32 slots of its ring
 
@@ -65,6 +68,27 @@ def test_cached_equals_uncached(name: str, holds) -> None:
         difference = max(difference, float(np.abs(ours - wanted.logits[row, : length + steps]).max()))
     holds(name, "cached", difference)
     assert difference <= 1e-4
+
+
+@pytest.mark.parametrize("eight_bits", [False, True])
+@pytest.mark.parametrize("name", ["llama_gqa_tied", "gemma3_text", "deepseek_v2_lite", "deepseek_v3"])
+def test_turned_weights_are_the_same_model(name: str, eight_bits: bool) -> None:
+    """As a CPU decodes few rows, and many of a deep model: all matrices turned, or those that take little."""
+    config, params = load(name)
+    if eight_bits:
+        params = quantize_weights(jax.tree.map(jnp.array, params))
+    tokens = case(golden(name), "plain").tokens
+    given = tokens, *(np.tile(np.arange(LENGTH, dtype=np.int32), (2, 1)), np.ones_like(tokens))
+    wanted, _ = read(config, params, empty_cache(config, 2, LENGTH, jnp.float32, chunk=LENGTH), *given)
+    for rows, deepest in ((2, math.inf), (64, decoder.DEEP)):
+        changed = decoder.turned(config, params, rows)
+        leaves = jax.tree_util.tree_leaves_with_path(changed, is_leaf=lambda leaf: isinstance(leaf, Turned))
+        found = [leaf.values.shape[0] for _, leaf in leaves if isinstance(leaf, Turned)]
+        assert found
+        assert max(found) < deepest
+        logits, _ = read(config, changed, empty_cache(config, 2, LENGTH, jnp.float32, chunk=LENGTH), *given)
+        np.testing.assert_allclose(logits, wanted, atol=1e-4)
+        assert decoder.turned(config, changed, rows)["embed"] is changed["embed"]
 
 
 @pytest.mark.parametrize("name", ["gemma3_text", "deepseek_v2_lite"])

@@ -72,13 +72,15 @@ class Engine:
             )
         if top > real_vocab:
             raise DistillError(f"{top} logits a position, the vocabulary has {real_vocab}: ask for fewer")
-        self.params, self.slots, self.max_length = params, slots, max_length
+        self.slots, self.max_length = slots, max_length
         self.setup = Setup.of(
             config, max_length, real_vocab=real_vocab, telling=Telling(top, sampled), mesh=mesh, int8_cache=int8_cache
         )
-        count = 2 if slots >= 2 * LANE and slots % 2 == 0 and mesh is None and jax.default_backend() == "cpu" else 1
-        dtype = params["embed"].dtype
-        self.lanes = [Lane(self.setup, slots // count, dtype, alone=count == 1) for _ in range(count)]
+        self.on_cpu = mesh is None and jax.default_backend() == "cpu"
+        count = 2 if slots >= 2 * LANE and slots % 2 == 0 and self.on_cpu else 1
+        self.rows, self.dtype = slots // count, params["embed"].dtype
+        self.params = self._laid_out(params)
+        self.lanes = [Lane(self.setup, self.rows, self.dtype, alone=count == 1) for _ in range(count)]
         self.started: deque[Lane] = deque()  # whose decode steps are under way, the oldest first
         self.waiting: dict[tuple[int, ...], deque[tuple[int, Request]]] = {}  # by prompt, in order of arrival
         self.reading: Reading | None = None  # the last prompts that were read, or are being read
@@ -88,7 +90,10 @@ class Engine:
         """Other weights of the same shapes, while no request is here. What was read with the old ones is forgotten."""
         if self.running or self.waiting:
             raise ValueError("a sample would begin with one model and end with another")
-        self.params, self.reading = params, None
+        self.params, self.reading = self._laid_out(params), None
+
+    def _laid_out(self, params: decoder.Params) -> decoder.Params:
+        return decoder.turned(self.setup.config, params, self.rows) if self.on_cpu else params
 
     @property
     def running(self) -> int:
@@ -169,7 +174,7 @@ class Engine:
         tokens, lengths = np.zeros((count, bucket), np.int32), np.ones(count, np.int32)
         for prompt, row in rows.items():
             tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
-        caches = self.setup.empty_cache(count, bucket, self.params["embed"].dtype, chunk=min(bucket, CHUNK))
+        caches = self.setup.empty_cache(count, bucket, self.dtype, chunk=min(bucket, CHUNK))
         return Reading(rows, tokens, lengths, caches)
 
     def _fill(self, lane: Lane) -> None:

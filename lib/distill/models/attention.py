@@ -17,6 +17,7 @@ from distill.models.config import ModelConfig
 from distill.models.int8 import wide
 from distill.models.layers import Norm, at_least_float32, biased, fan_in, product, products, weight, zeros
 from distill.models.rope import Rotation, rotate
+from distill.models.turned import Turned
 
 Fused = Literal["cudnn", "xla"]
 
@@ -82,20 +83,20 @@ class Attention(nnx.Module):
         return q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
 
 
-def all_to_heads(x: Float[Array, "B T D"], *weights: Float[Array, "_ H D"]) -> list[Float[Array, "B T _ H"]]:
+def all_to_heads(x: Float[Array, "B T D"], *weights: Float[Array, "_ H D"] | Turned) -> list[Float[Array, "B T _ H"]]:
     """x projected to the heads of each weight. As one matrix: for three axes XLA makes a transposed copy each time."""
-    flat = products(x, *(weight.reshape(-1, x.shape[-1]) for weight in weights))
-    return [y.reshape(*x.shape[:2], *weight.shape[:2]) for y, weight in zip(flat, weights, strict=True)]
+    pairs = zip(products(x, *weights), weights, strict=True)
+    return [y.reshape(*x.shape[:2], *weight.shape[:2]) for y, weight in pairs]
 
 
-def to_heads(x: Float[Array, "B T D"], weight: Float[Array, "N H D"]) -> Float[Array, "B T N H"]:
+def to_heads(x: Float[Array, "B T D"], weight: Float[Array, "N H D"] | Turned) -> Float[Array, "B T N H"]:
     """`all_to_heads` with one weight."""
     return all_to_heads(x, weight)[0]
 
 
-def from_heads(x: Float[Array, "B T N H"], weight: Float[Array, "D N H"]) -> Float[Array, "B T D"]:
+def from_heads(x: Float[Array, "B T N H"], weight: Float[Array, "D N H"] | Turned) -> Float[Array, "B T D"]:
     """The sum of what the heads say, projected back."""
-    return product(x.reshape(*x.shape[:2], -1), weight.reshape(len(weight), -1))
+    return product(x.reshape(*x.shape[:2], -1), weight)
 
 
 def attend(

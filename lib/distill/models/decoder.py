@@ -8,6 +8,7 @@ The tree is nested dictionaries of arrays, in one of two layouts:
 `head` is absent where it is tied to `embed`. Modules are flax.nnx; they live only inside a trace.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, Literal
@@ -21,18 +22,23 @@ from jaxtyping import Array, Bool, Float, Int
 from distill.models.attention import Attention, causal_mask
 from distill.models.cache import Caches, LayerCache, cache_mask, slots_for, slots_of, write_slots
 from distill.models.config import Layer, ModelConfig
-from distill.models.int8 import wide
+from distill.models.int8 import Int8, wide
 from distill.models.layers import FeedForward, Norm, at_least_float32, product, weight
-from distill.models.lora import Adapters, merged
+from distill.models.lora import Adapters, merged, sides
 from distill.models.mla import LatentAttention
 from distill.models.moe import MixtureOfExperts, balance
 from distill.models.rope import Rotation, rotation, sequence_lengths
+from distill.models.turned import Turned, turn
 
 Params = dict[str, Any]
 Remat = Literal["none", "dots", "full"]
 
 REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 """What the backward pass finds: the products with weights, or the block's input alone."""
+MULTIPLIED = frozenset(["embed", "head", "q", "k", "v", "o", "q_a", "q_b", "kv_a", "k_rope", "gate", "up", "down"])
+"""Weights that `layers.products` is given, where they are not an expert's."""
+FEW_ROWS, DEEP = 16, 512
+"""With more rows, weights that take so much are faster as they are, by a tenth."""
 
 
 class Block(nnx.Module):
@@ -125,6 +131,21 @@ def loaded_type(path: str, dtype: Any) -> Any:
 
 def _axes(prefix: str, state: nnx.State) -> dict[str, str]:
     return {prefix + ".".join(path): leaf.axes for path, leaf in nnx.to_flat_state(state)}
+
+
+def turned(config: ModelConfig, params: Params, rows: int) -> Params:
+    """Unscanned weights as a CPU multiplies them with `rows` rows: some of those of `layers.products` are turned."""
+    axes = weight_axes(config)
+
+    def each(path: tuple[jax.tree_util.DictKey, ...], leaf: Any) -> Any:
+        names = [key.key for key in path]
+        if isinstance(leaf, Turned) or names[-1] not in MULTIPLIED or "experts" in names:
+            return leaf
+        taken = len(sides(axes[".".join(names)])[2])
+        left = (rows > FEW_ROWS and math.prod(leaf.shape[-taken:]) >= DEEP) or (isinstance(leaf, Int8) and taken > 1)
+        return leaf if left else turn(leaf, taken)
+
+    return jax.tree_util.tree_map_with_path(each, params, is_leaf=lambda leaf: isinstance(leaf, Int8 | Turned))
 
 
 def stack(config: ModelConfig, params: Params) -> Params:
@@ -285,12 +306,15 @@ def logits(config: ModelConfig, params: Params, hidden: Float[Array, "... D"]) -
     return scores(config, hidden, wide(params["embed"] if config.tied else params["head"]))
 
 
-def scores(config: ModelConfig, hidden: Float[Array, "... D"], head: Float[Array, "V D"]) -> Float[Array, "... V"]:
+def scores(
+    config: ModelConfig, hidden: Float[Array, "... D"], head: Float[Array, "V D"] | Turned
+) -> Float[Array, "... V"]:
     """`logits`, with the head given apart."""
     if hidden.ndim == 3:
         values = product(hidden, head, wide=True)
     else:
-        values = jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=at_least_float32(hidden))
+        matrix, axes = (head.values, "...D,DV->...V") if isinstance(head, Turned) else (head, "...D,VD->...V")
+        values = jnp.einsum(axes, hidden, matrix, preferred_element_type=at_least_float32(hidden))
     if config.logit_softcap is not None:
         values = config.logit_softcap * jnp.tanh(values / config.logit_softcap)
     return values
@@ -322,4 +346,5 @@ def embedded(config: ModelConfig, params: Params, tokens: Array) -> Array:
 
 def _norm(config: ModelConfig, params: Params, x: Array) -> Array:
     ends = {name: value for name, value in params.items() if name not in ("layers", "stacks")}
-    return nnx.merge(_ends(config)[0], nnx.State(_cast(wide(ends), x.dtype))).norm(x)
+    ends["norm"] = _cast(ends["norm"], x.dtype)
+    return nnx.merge(_ends(config)[0], nnx.State(wide(ends))).norm(x)

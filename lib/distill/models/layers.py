@@ -9,9 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from distill.models.config import ModelConfig
-
-FEW_ROWS, DEEP = 16, 512
-"""Where turning the scores of all the vocabulary back pays."""
+from distill.models.turned import Turned
 
 Start = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
@@ -76,25 +74,27 @@ class FeedForward(nnx.Module):
 
 
 def products(
-    x: Float[Array, "B T D"], *weights: Float[Array, "_ D"], wide: bool = False
-) -> tuple[Float[Array, "B T _"], ...]:
-    """x Wᵀ for each W; `wide` for results in float32 or wider.
+    x: Float[Array, "B T D"], *weights: Float[Array, "... D"] | Turned, wide: bool = False
+) -> tuple[Float[Array, "B T F"], ...]:
+    """x Wᵀ for each W, whose last axes come to D and whose first ones to F; `wide` for results in float32 or wider.
 
-    One token a row is turned into columns on a CPU, where a tall matrix times few columns takes a fifth less time than
-    few rows times a wide one. Barriers keep XLA from turning them back. Scores of many rows from shallow states are
-    left as they are: to turn them back would cost more.
+    On a CPU one token a row is turned into columns where the weights are not turned: a tall matrix times few columns
+    takes a fifth less time than few rows times a wide one. Barriers keep XLA from turning them back.
     """
     how = {"preferred_element_type": at_least_float32(x)} if wide else {}
-    rows, length, depth = x.shape
-    dear = rows > FEW_ROWS and depth < DEEP and wide
-    if length > 1 or dear or jax.default_backend() != "cpu":
-        return tuple(jnp.einsum("BTD,FD->BTF", x, weight, **how) for weight in weights)
+    if isinstance(weights[0], Turned):
+        return tuple(jnp.einsum("BTD,DF->BTF", x, weight.values, **how) for weight in weights)
+    matrices = [weight.reshape(-1, x.shape[-1]) for weight in weights]
+    if x.shape[1] > 1 or jax.default_backend() != "cpu":
+        return tuple(jnp.einsum("BTD,FD->BTF", x, matrix, **how) for matrix in matrices)
     columns = jax.lax.optimization_barrier(x[:, 0].T)
-    found = tuple(jnp.einsum("FD,DB->FB", weight, columns, **how) for weight in weights)
+    found = tuple(jnp.einsum("FD,DB->FB", matrix, columns, **how) for matrix in matrices)
     return tuple(part.T[:, None] for part in jax.lax.optimization_barrier(found))
 
 
-def product(x: Float[Array, "B T D"], weight: Float[Array, "F D"], *, wide: bool = False) -> Float[Array, "B T F"]:
+def product(
+    x: Float[Array, "B T D"], weight: Float[Array, "... D"] | Turned, *, wide: bool = False
+) -> Float[Array, "B T F"]:
     """`products` with one matrix."""
     return products(x, weight, wide=wide)[0]
 
