@@ -25,7 +25,7 @@ Caches = list[LayerCache]
 
 SEGMENT = 64
 """Positions that one query meets in one product; a ring's slots come in multiples of it."""
-BEYOND = 1 << 30
+BEYOND = 1 << 29
 """More slots than any cache has."""
 
 
@@ -135,6 +135,9 @@ def _write(piece: Array | Int8, new: Array, slots: Int[Array, "B T"]) -> Array |
     if isinstance(piece, Int8):
         new = quantized(new)
         return Int8(_write(piece.values, new.values, slots), _write(piece.scale, new.scale, slots), piece.dtype)
+    if slots.size == 1:  # XLA would make an update of this scatter, and copy the piece for it: add one that is dropped
+        slots = jnp.concatenate([slots, slots + BEYOND], axis=1)
+        new = jnp.concatenate([new, new], axis=-2)
     return jax.vmap(lambda c, n, s: c.at[..., s, :].set(n, mode="drop", unique_indices=True))(piece, new, slots)
 
 
