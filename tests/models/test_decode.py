@@ -80,7 +80,7 @@ def test_turned_weights_are_the_same_model(name: str, eight_bits: bool) -> None:
     tokens = case(golden(name), "plain").tokens
     given = tokens, *(np.tile(np.arange(LENGTH, dtype=np.int32), (2, 1)), np.ones_like(tokens))
     wanted, _ = read(config, params, empty_cache(config, 2, LENGTH, jnp.float32, chunk=LENGTH), *given)
-    for rows, deepest in ((2, math.inf), (64, decoder.DEEP)):
+    for rows, deepest in ((2, math.inf), (64, decoder.WIDE)):
         changed = decoder.turned(config, params, rows)
         leaves = jax.tree_util.tree_leaves_with_path(changed, is_leaf=lambda leaf: isinstance(leaf, Turned))
         found = [leaf.values.shape[0] for _, leaf in leaves if isinstance(leaf, Turned)]

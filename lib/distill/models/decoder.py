@@ -37,8 +37,8 @@ REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full
 """What the backward pass finds: the products with weights, or the block's input alone."""
 MULTIPLIED = frozenset(["embed", "head", "q", "k", "v", "o", "q_a", "q_b", "kv_a", "k_rope", "gate", "up", "down"])
 """Weights that `layers.products` is given, where they are not an expert's."""
-FEW_ROWS, DEEP = 16, 512
-"""With more rows, weights that take so much are faster as they are, by a tenth."""
+FEW_ROWS, WIDE = 16, 512
+"""With more rows, weights that take and give so much are faster as they are, by a tenth."""
 
 
 class Block(nnx.Module):
@@ -142,7 +142,8 @@ def turned(config: ModelConfig, params: Params, rows: int) -> Params:
         if isinstance(leaf, Turned) or names[-1] not in MULTIPLIED or "experts" in names:
             return leaf
         taken = len(sides(axes[".".join(names)])[2])
-        left = (rows > FEW_ROWS and math.prod(leaf.shape[-taken:]) >= DEEP) or (isinstance(leaf, Int8) and taken > 1)
+        sides_of = math.prod(leaf.shape[:-taken]), math.prod(leaf.shape[-taken:])
+        left = (rows > FEW_ROWS and min(sides_of) >= WIDE) or (isinstance(leaf, Int8) and taken > 1)
         return leaf if left else turn(leaf, taken)
 
     return jax.tree_util.tree_map_with_path(each, params, is_leaf=lambda leaf: isinstance(leaf, Int8 | Turned))
