@@ -1,7 +1,7 @@
 """Weights as a CPU decodes with them: [D, F] in memory in place of [F, D].
 
-A product of few rows x Wᵀ is then one of row-major matrices as they lie. On a CPU (AVX-512, jax 0.10) that reaches 200
-GFLOP/s of a core's 225 with 32 rows, and 120 to 160 the other way round; with 256 rows of 288 it is twice as fast.
+A product x Wᵀ is then one of row-major matrices as they lie. XLA's products on a CPU (YNNPACK, jax 0.10) are faster so
+for few rows, and for any number of rows where D or F is small; elsewhere columns are (`layers.products`).
 """
 
 import math
