@@ -14,7 +14,17 @@ import pytest
 from golden_models import LENGTH, NAMES, QUICKLY, case, golden, load
 
 from distill.models import decoder
-from distill.models.cache import Caches, cut_to, empty_cache, held, insert, joined_with, more_pieces, slots_of
+from distill.models.cache import (
+    Caches,
+    cut_to,
+    empty_cache,
+    held,
+    insert,
+    joined_with,
+    more_pieces,
+    piece_sizes,
+    slots_of,
+)
 from distill.models.int8 import quantize_weights
 from distill.models.turned import Turned
 
@@ -118,13 +128,14 @@ def test_latent_attention_holds_latents() -> None:
 
 
 def test_a_cache_in_pieces_grows_and_shrinks_by_pieces() -> None:
-    """The layers with a window stop at their ring; the last piece is what is left."""
+    """The layers with a window stop at their ring; later pieces are larger, and the last one is what is left."""
+    assert piece_sizes(13, 1) == [1, 1, 1, 1, 2, 2, 4, 1]
     config, _ = load("gemma3_text")
     caches = empty_cache(config, 2, 128, jnp.float32, piece=32, chunk=9)
     sizes = lambda caches: [[piece.shape[2] for piece in cache["k"]] for cache in caches]  # noqa: E731
     assert sizes(caches) == [[32, 32], [32, 32], [32] * 4]
     grown = joined_with(caches, more_pieces(config, caches, 200, 32))
-    assert sizes(grown) == [[32, 32], [32, 32], [32] * 6 + [8]]
+    assert sizes(grown) == [[32, 32], [32, 32], [32, 32, 32, 32, 64, 8]]
     assert grown[2]["v"][0] is caches[2]["v"][0]
     assert sizes(cut_to(config, grown, 64, 32)) == [[32, 32]] * 3
 

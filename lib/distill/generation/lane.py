@@ -20,7 +20,6 @@ from distill.generation.programs import (
     first_tokens,
     more_room,
     put_in_slots,
-    rounded,
     slot_column,
 )
 from distill.generation.requests import Request, Result
@@ -39,7 +38,7 @@ class Lane:
         self.setup, self.slots = setup, slots
         # XLA runs what one thread asks for in that order. On a mesh all processes must ask in the same one.
         self.thread = None if alone else ThreadPoolExecutor(1, thread_name_prefix="lane")
-        self.attended = min(setup.stride, setup.room)  # positions that the caches hold now
+        self.attended = setup.attended(1)  # positions that the caches hold now
         self.caches = setup.empty_cache(slots, self.attended, dtype, piece=setup.stride)
         self.state = {
             "token": jnp.zeros(slots, jnp.int32),
@@ -114,7 +113,7 @@ class Lane:
     def _fit(self) -> None:
         """Give the caches the size that the running rows need for STEPS more tokens."""
         longest = max(len(request.prompt) + max(1, len(result.tokens)) for _, request, result in self.running.values())
-        attended = min(rounded(longest + STEPS, self.setup.stride), self.setup.room)
+        attended = self.setup.attended(longest + STEPS)
         if attended < self.attended:
             self.caches = cut_to(self.setup.config, self.caches, attended, self.setup.stride)
         elif attended > self.attended:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
@@ -13,14 +14,15 @@ from jaxtyping import Array
 
 from distill.generation.sampling import Choice, Draw, choose, many_uniforms, sampled_of, uniforms
 from distill.models import decoder
-from distill.models.cache import SEGMENT, Caches, empty_cache, insert, more_pieces
+from distill.models.cache import SEGMENT, Caches, empty_cache, insert, more_pieces, piece_sizes
 from distill.models.config import ModelConfig
 from distill.parallel.mesh import cache_sharding
 
 STEPS = 8
 """Decode steps a round trip to the host; a sample that ends inside wastes the rest of its slot's steps."""
-WINDOWS = 4
-"""Pieces of a full cache. It has as many as the longest sequence needs; each number is compiled once."""
+LEAST = 16
+"""The least piece of a cache is this part of a full one. A cache has as many as the longest sequence needs; each number
+is compiled once."""
 PREFILL_ROWS = 8
 """Most prompts that are read together."""
 
@@ -39,7 +41,7 @@ SILENT = Telling()
 class Setup:
     """What the lanes of an engine share, and their programs are compiled for.
 
-    room, stride: slots of a full cache, and of a piece of one.
+    room, stride: slots of a full cache, and of the least piece of one (`models.cache.piece_sizes`).
     """
 
     config: ModelConfig
@@ -54,7 +56,11 @@ class Setup:
     def of(cls, config: ModelConfig, max_length: int, **rest: Any) -> "Setup":
         """For sequences of at most `max_length`."""
         room = rounded(max_length + STEPS, SEGMENT)
-        return cls(config.reaching(max_length), room=room, stride=rounded(-(-room // WINDOWS), SEGMENT), **rest)
+        return cls(config.reaching(max_length), room=room, stride=rounded(-(-room // LEAST), SEGMENT), **rest)
+
+    def attended(self, longest: int) -> int:
+        """Slots of the pieces that `longest` positions need."""
+        return next(end for end in accumulate(piece_sizes(self.room, self.stride)) if end >= min(longest, self.room))
 
     def empty_cache(self, rows: int, length: int, dtype: Any, *, chunk: int = 1, piece: int | None = None) -> Caches:
         """`models.cache.empty_cache`, on the mesh if there is one."""

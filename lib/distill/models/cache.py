@@ -25,6 +25,8 @@ Caches = list[LayerCache]
 
 SEGMENT = 64
 """Positions that one query meets in one product; a ring's slots come in multiples of it."""
+EVEN = 4
+"""Pieces of the least size that a cache begins with."""
 BEYOND = 1 << 29
 """More slots than any cache has."""
 
@@ -42,7 +44,7 @@ def empty_cache(
     """Room for `length` positions a row, appended `chunk` at a time or fewer.
 
     Keys and values are [B, K, S, H]; latent attention has its latents [B, S, R] and rotary keys [B, S, U]. With
-    `piece`, each is in arrays of that many slots, and one of the rest.
+    `piece`, each is in `piece_sizes`.
     """
     caches = []
     for layer in config.layers:
@@ -59,8 +61,16 @@ def empty_cache(
 
 
 def piece_sizes(slots: int, piece: int) -> list[int]:
-    """`slots` as pieces, and a last one of the rest."""
-    return [min(piece, slots - start) for start in range(0, slots, piece)]
+    """`slots` as pieces: EVEN of `piece`, pairs of twice as much, four times and so on, and a last one of the rest.
+
+    13 by 1 are 1 1 1 1 2 2 4 1: few pieces hold many slots, and not many more than are needed.
+    """
+    sizes, left = [], slots
+    while left > 0:
+        times = 1 << max(0, (len(sizes) - EVEN) // 2 + 1)
+        sizes.append(min(piece * times, left))
+        left -= sizes[-1]
+    return sizes
 
 
 def _zeros(batch: int, shape: tuple[int, ...], slots: int, dtype: Any, int8: bool) -> Array | Int8:
