@@ -314,8 +314,7 @@ def scores(
     if hidden.ndim == 3:
         values = product(hidden, head, wide=True)
     else:
-        matrix, axes = (head.values, "...D,DV->...V") if isinstance(head, Turned) else (head, "...D,VD->...V")
-        values = jnp.einsum(axes, hidden, matrix, preferred_element_type=at_least_float32(hidden))
+        values = jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=at_least_float32(hidden))
     if config.logit_softcap is not None:
         values = config.logit_softcap * jnp.tanh(values / config.logit_softcap)
     return values

@@ -82,14 +82,18 @@ def products(
     takes a fifth less time than few rows times a wide one. Barriers keep XLA from turning them back.
     """
     how = {"preferred_element_type": at_least_float32(x)} if wide else {}
-    if isinstance(weights[0], Turned):
-        return tuple(jnp.einsum("BTD,DF->BTF", x, weight.values, **how) for weight in weights)
-    matrices = [weight.reshape(-1, x.shape[-1]) for weight in weights]
-    if x.shape[1] > 1 or jax.default_backend() != "cpu":
-        return tuple(jnp.einsum("BTD,FD->BTF", x, matrix, **how) for matrix in matrices)
-    columns = jax.lax.optimization_barrier(x[:, 0].T)
-    found = tuple(jnp.einsum("FD,DB->FB", matrix, columns, **how) for matrix in matrices)
-    return tuple(part.T[:, None] for part in jax.lax.optimization_barrier(found))
+    few = x.shape[1] == 1 and jax.default_backend() == "cpu"
+    columns = jax.lax.optimization_barrier(x[:, 0].T) if few else None
+
+    def times(weight: Array | Turned) -> Array:
+        if isinstance(weight, Turned):
+            return jnp.einsum("BTD,DF->BTF", x, weight.values, **how)
+        matrix = weight.reshape(-1, x.shape[-1])
+        if columns is None:
+            return jnp.einsum("BTD,FD->BTF", x, matrix, **how)
+        return jax.lax.optimization_barrier(jnp.einsum("FD,DB->FB", matrix, columns, **how)).T[:, None]
+
+    return tuple(map(times, weights))
 
 
 def product(
