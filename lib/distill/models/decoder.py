@@ -157,7 +157,7 @@ def stack(config: ModelConfig, params: Params) -> Params:
         tree, columns = blocks[0][1], [leaves for leaves, _ in blocks]
         stacked = []
         for j in range(tree.num_leaves):
-            stacked.append(jnp.stack([column[j] for column in columns]))
+            stacked.append(jax.block_until_ready(jnp.stack([column[j] for column in columns])))
             for column in columns:
                 column[j] = None
         stacks[str(s)] = jax.tree.unflatten(tree, stacked)

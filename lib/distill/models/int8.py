@@ -57,7 +57,7 @@ def quantize_weights(tree: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             quantize_weights(value)
         elif in_eight_bits(name, value):
-            tree[name] = _quantized(value)
+            tree[name] = jax.block_until_ready(_quantized(value))
             value.delete()
     return tree
 
