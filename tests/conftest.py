@@ -7,8 +7,8 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-# A program of eight devices takes as many threads of a pool, and so do programs that wait for a place among the 32 that a
-# device holds. The pool has a thread for each device: full of those that wait, an all-reduce never ends, and XLA aborts.
+# A program of eight devices takes as many threads of a pool, and so does one that waits for a place among the 32 that a
+# device holds. By itself the pool has a thread a device: full of what waits, an all-reduce never ends, and XLA aborts.
 os.environ.setdefault("PJRT_NPROC", "24")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ["HF_HUB_OFFLINE"] = "1"
