@@ -13,6 +13,7 @@ import numpy as np
 
 from distill.errors import DistillError
 from distill.generation.programs import (
+    PREFILL_ROWS,
     STEPS,
     Setup,
     decode,
@@ -49,7 +50,7 @@ class Lane:
         }
         self.running: dict[int, tuple[int, Request, Result]] = {}
         self.free = list(range(slots))
-        self.firsts: list[tuple[list[int], Choice]] = []  # slots that were filled, and their first tokens
+        self.firsts: list[tuple[tuple[int, ...], Choice]] = []  # slots that were filled, and their first tokens
         self.going: Future = Future()  # caches, state and tokens behind the decode steps that are under way
 
     def place(
@@ -64,21 +65,22 @@ class Lane:
             slot = self.free.pop(0)
             self.running[slot] = name, request, Result()
             placed.append((slot, row, request))
-        new = {
-            "sample": slot_column([request.sample for _, _, request in placed], self.slots),
-            "seed": np.zeros((self.slots, 2), np.uint32),
-            "draw": draws([request.draw for _, _, request in placed], self.slots),
-        }
-        for i, (_, _, request) in enumerate(placed):
-            new["seed"][i] = request.seed >> 32, request.seed & 0xFFFFFFFF
         self._fit()
-        slots = slot_column([slot for slot, _, _ in placed], self.slots, fill=self.slots)
-        rows = slot_column([row for _, row, _ in placed], self.slots)
-        few = min(self.slots, 1 << (len(placed) - 1).bit_length())  # a copy: its shape reaches no bit
-        self.caches = put_in_slots(self.caches, fresh, slots[:few], rows[:few], lengths)
-        position = np.where(slots < self.slots, lengths[rows], 0)
-        self.state, choice = first_tokens(self.setup, logits, self.state, slots, rows, position, new)
-        self.firsts.append(([slot for slot, _, _ in placed], choice))
+        for start in range(0, len(placed), PREFILL_ROWS):
+            slots, rows, requests = zip(*placed[start : start + PREFILL_ROWS], strict=True)
+            seeds = np.zeros((PREFILL_ROWS, 2), np.uint32)
+            seeds[: len(slots)] = [(request.seed >> 32, request.seed & 0xFFFFFFFF) for request in requests]
+            new = {
+                "sample": slot_column([request.sample for request in requests], PREFILL_ROWS),
+                "seed": seeds,
+                "draw": draws([request.draw for request in requests], PREFILL_ROWS),
+            }
+            to = slot_column(slots, PREFILL_ROWS, fill=self.slots)  # beyond the last slot: put nowhere
+            of = slot_column(rows, PREFILL_ROWS)
+            few = 1 << (len(slots) - 1).bit_length()  # a copy: its shape reaches no bit
+            self.caches = put_in_slots(self.caches, fresh, to[:few], of[:few], lengths)
+            self.state, choice = first_tokens(self.setup, logits, self.state, to, of, lengths[of], new)
+            self.firsts.append((slots, choice))
 
     def start(self, params: decoder.Params) -> None:
         """STEPS tokens more for every slot."""

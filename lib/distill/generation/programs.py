@@ -24,7 +24,7 @@ LEAST = 16
 """The least piece of a cache is this part of a full one. A cache has as many as the longest sequence needs; each number
 is compiled once."""
 PREFILL_ROWS = 8
-"""Most prompts that are read together."""
+"""Most prompts that are read together, and most samples whose first tokens are drawn together."""
 
 
 class Telling(NamedTuple):
@@ -104,7 +104,10 @@ put_in_slots = partial(jax.jit, donate_argnums=0)(insert)
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def first_tokens(setup: Setup, logits, state, slots, rows, position, new):
-    """Draw the tokens behind prompts with these logits [PREFILL_ROWS, V]: rows[i] for slot slots[i], if it exists."""
+    """Draw the tokens behind prompts with these logits [PREFILL_ROWS, V]: rows[i] for slot slots[i], if it exists.
+
+    As many at a time, however many slots there are: the bits of exp follow the shape of XLA's loop.
+    """
     choice = _choose(setup, new["draw"], logits[rows], _numbers(setup, new, position))
     new |= {"token": choice.token, "position": position}
     state = jax.tree.map(lambda old, value: old.at[slots].set(value, mode="drop"), state, new)

@@ -25,9 +25,11 @@ class Text:
 
     def add(self, ids: Sequence[int], last: bool) -> str:
         """The text that is certain now; `ids` leave out the one that ended the choice."""
+        at_once = last and not self.ids
         self.ids += ids
-        for token in ids:
-            self.known += self.stream.step(self.tokenizer.hf.backend_tokenizer, token) or ""
+        if not at_once:
+            for token in ids:
+                self.known += self.stream.step(self.tokenizer.hf.backend_tokenizer, token) or ""
         if last and (whole := self.tokenizer.decode(self.ids)).startswith(self.known):
             self.known = whole
         found = [at for s in self.stop if (at := self.known.find(s, max(0, self.told - len(s) + 1))) >= 0]
