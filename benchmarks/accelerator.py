@@ -32,7 +32,7 @@ from distill.config import Stage
 from distill.files import read_json
 from distill.generation.engine import Engine
 from distill.generation.requests import Request
-from distill.models import decoder, moe
+from distill.models import decoder, layouts, moe
 from distill.models.config import ModelConfig
 from distill.models.families import config_from_hf
 from distill.parallel.mesh import make_mesh
@@ -185,7 +185,7 @@ def random_weights(config: ModelConfig, *, only: str = "", scanned: bool = False
             shape = tuple(config.sizes[axis] for axis in axes.split())
             dtype = jnp.dtype(decoder.loaded_type(path, "bfloat16")).name
             found[path] = make(jax.random.key(i), shape, dtype)
-    return decoder.stack(config, nest(found)) if scanned else nest(found)
+    return layouts.stack(config, nest(found)) if scanned else nest(found)
 
 
 def requests(config: ModelConfig, count: int, new: int, seed: int = 1, prompt: int = PROMPT) -> list[Request]:

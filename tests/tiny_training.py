@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from tiny_models import tiny_config
 
-from distill.models import decoder
+from distill.models import decoder, layouts
 from distill.models.families import config_from_hf
 
 CONFIG = config_from_hf(tiny_config())
@@ -12,7 +12,7 @@ CONFIG = config_from_hf(tiny_config())
 
 def fresh() -> decoder.Params:
     """The same weights each time, in memory of their own."""
-    return decoder.stack(CONFIG, decoder.init(CONFIG, jax.random.key(0)))
+    return layouts.stack(CONFIG, decoder.init(CONFIG, jax.random.key(0)))
 
 
 PARAMS = fresh()

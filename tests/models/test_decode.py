@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from golden_models import LENGTH, NAMES, QUICKLY, case, golden, load
 
-from distill.models import decoder
+from distill.models import decoder, layouts
 from distill.models.cache import (
     Caches,
     cut_to,
@@ -89,7 +89,7 @@ def test_turned_weights_are_the_same_model(
 ) -> None:
     """As a CPU decodes few rows, and many: all matrices turned, or those with a short side, k and v without q."""
     config, params = load(name)
-    monkeypatch.setattr(decoder, "WIDE", wide)
+    monkeypatch.setattr(layouts, "WIDE", wide)
     if eight_bits:
         params = quantize_weights(jax.tree.map(jnp.array, params))
     tokens = case(golden(name), "plain").tokens
@@ -105,15 +105,15 @@ def test_turned_weights_are_the_same_model(
         return found
 
     wanted = answers(params)
-    for rows, shortest in ((2, math.inf), (64, decoder.WIDE)):
-        changed = decoder.turned(config, params, rows)
+    for rows, shortest in ((2, math.inf), (64, layouts.WIDE)):
+        changed = layouts.turned(config, params, rows)
         leaves = jax.tree.leaves(changed, is_leaf=lambda leaf: isinstance(leaf, Turned))
         found = [min(leaf.values.shape) for leaf in leaves if isinstance(leaf, Turned)]
         assert found
         assert max(found) < shortest
         for ours, same in zip(answers(changed), wanted, strict=True):
             np.testing.assert_allclose(ours, same, atol=1e-4)
-        assert decoder.turned(config, changed, rows)["embed"] is changed["embed"]
+        assert layouts.turned(config, changed, rows)["embed"] is changed["embed"]
 
 
 @pytest.mark.parametrize("name", ["gemma3_text", "deepseek_v2_lite"])

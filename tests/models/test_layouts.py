@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from golden_models import NAMES, QUICKLY, case, golden, load, logits, run
 
-from distill.models import decoder
+from distill.models import decoder, layouts
 
 
 def copied(params: decoder.Params) -> decoder.Params:
@@ -18,7 +18,7 @@ def copied(params: decoder.Params) -> decoder.Params:
 @pytest.mark.parametrize("name", NAMES)
 def test_scanned_equals_unscanned(name: str, holds) -> None:
     config, params = load(name)
-    stacked = decoder.stack(config, copied(params))
+    stacked = layouts.stack(config, copied(params))
     difference = 0.0
     for which in ("packed", "plain"):
         wanted = case(golden(name), which)
@@ -31,7 +31,7 @@ def test_scanned_equals_unscanned(name: str, holds) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_unstack_undoes_stack(name: str) -> None:
     config, params = load(name)
-    back = decoder.unstack(config, decoder.stack(config, copied(params)))
+    back = layouts.unstack(config, layouts.stack(config, copied(params)))
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
@@ -48,6 +48,6 @@ def test_gradients_do_not_depend_on_layout_or_recomputation() -> None:
         return jax.grad(loss)(params)
 
     plain = gradient(params, "none")
-    scanned = decoder.unstack(config, gradient(decoder.stack(config, copied(params)), "full"))
+    scanned = layouts.unstack(config, gradient(layouts.stack(config, copied(params)), "full"))
     for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(scanned), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * max(1.0, float(np.abs(one).max())))

@@ -10,7 +10,7 @@ from golden_models import ATOL, CASES, FOLDER, MEAN_KL, NAMES, case, golden, loa
 
 from distill.checkpoints.convert import load_checkpoint
 from distill.evaluation.parity import Parity, compare, together
-from distill.models import decoder
+from distill.models import layouts
 
 
 @pytest.mark.parametrize("which", CASES)
@@ -29,7 +29,7 @@ def test_bfloat16_is_the_same_model_up_to_rounding(name: str) -> None:
     """Some tokens near a border go to other experts, so a bound on every logit would say nothing."""
     config, params = load_checkpoint(FOLDER / name, dtype="bfloat16")
     wanted = case(golden(name), "plain")
-    for tree in (params, decoder.stack(config, jax.tree.map(lambda leaf: leaf, params))):
+    for tree in (params, layouts.stack(config, jax.tree.map(lambda leaf: leaf, params))):
         assert wanted.parity(run(config, tree, wanted)).mean_kl < 5e-3
 
 

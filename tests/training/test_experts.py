@@ -8,7 +8,7 @@ import pytest
 from golden_models import QUICKLY, case, golden, load
 
 from distill.config import Stage
-from distill.models import decoder
+from distill.models import layouts
 from distill.models.config import Experts
 from distill.models.moe import balance
 from distill.parallel.mesh import make_mesh
@@ -35,7 +35,7 @@ def test_balance_is_one_when_even_and_counts_real_tokens_of_a_row() -> None:
 
 def test_the_balance_loss_has_the_same_gradient_however_the_batch_is_split() -> None:
     config, params = load("mixtral")
-    scanned = decoder.stack(config, jax.tree.map(lambda leaf: leaf.copy(), params))
+    scanned = layouts.stack(config, jax.tree.map(lambda leaf: leaf.copy(), params))
     tokens, lengths = np.random.default_rng(0).integers(3, 80, (4, 16)), [16, 5, 9, 12]
     real = (np.arange(16) < np.asarray(lengths)[:, None]).astype(np.int32)
     batch = {
@@ -62,7 +62,7 @@ def test_a_step_with_spread_experts_is_the_step_on_one_device() -> None:
     batch = dict(zip(names, (packed.tokens, packed.segments, packed.positions), strict=True))
     batch |= {"targets": np.roll(packed.tokens, -1, axis=1), "mask": packed.real.astype(np.float32)}
     for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh({"expert": 4, "fsdp": 2})):
-        scanned = decoder.stack(config, jax.tree.map(lambda leaf: leaf.copy(), params))
+        scanned = layouts.stack(config, jax.tree.map(lambda leaf: leaf.copy(), params))
         where = State(param_shardings(config, scanned, mesh), optimizer.init(scanned))
         state = State(jax.device_put(scanned, where.params), where.optimizer)
         state, metrics = make_step(config, STAGE, optimizer, mesh, where)(state, batch)

@@ -12,7 +12,7 @@ from tiny_training import CONFIG, PARAMS, assert_close, batch
 
 from distill.config import HiddenStates, Stage
 from distill.errors import DistillError
-from distill.models import decoder
+from distill.models import decoder, layouts
 from distill.models.families import config_from_hf
 from distill.training.hidden_states import PROJECTIONS, apart, make_projections, pairs
 from distill.training.step import gradient, mean_loss
@@ -21,7 +21,7 @@ from distill.training.teacher import Teacher
 pytestmark = pytest.mark.slow
 
 DEEP = config_from_hf(tiny_config(hidden_size=16, intermediate_size=24, num_hidden_layers=5))
-TEACHER = Teacher(DEEP, decoder.stack(DEEP, decoder.init(DEEP, jax.random.key(3))), 35)
+TEACHER = Teacher(DEEP, layouts.stack(DEEP, decoder.init(DEEP, jax.random.key(3))), 35)
 compiled = partial(jax.jit, compiler_options=QUICKLY)
 
 

@@ -13,7 +13,7 @@ from tiny_models import tiny_config
 from tiny_training import CONFIG, PARAMS, assert_close, batch, fresh
 
 from distill.config import Schedule, Stage
-from distill.models import decoder
+from distill.models import decoder, layouts
 from distill.models.families import config_from_hf
 from distill.models.int8 import quantize_weights
 from distill.parallel.mesh import make_mesh
@@ -34,7 +34,7 @@ from distill.training.step import make_step, mean_loss
 from distill.training.teacher import Teacher, View
 
 WIDE = config_from_hf(tiny_config(vocab_size=44, hidden_size=16, intermediate_size=24))
-TEACHER = Teacher(WIDE, decoder.stack(WIDE, decoder.init(WIDE, jax.random.key(7))), 35)
+TEACHER = Teacher(WIDE, layouts.stack(WIDE, decoder.init(WIDE, jax.random.key(7))), 35)
 compiled = partial(jax.jit, compiler_options=QUICKLY)
 
 
@@ -184,7 +184,7 @@ def test_a_teacher_in_fewer_bits_is_nearly_the_teacher() -> None:
     )
     exact = float(run(TEACHER.weights))
     halved = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), TEACHER.weights)
-    eight = decoder.stack(WIDE, quantize_weights(decoder.unstack(WIDE, jax.tree.map(jnp.copy, TEACHER.weights))))
+    eight = layouts.stack(WIDE, quantize_weights(layouts.unstack(WIDE, jax.tree.map(jnp.copy, TEACHER.weights))))
     for weights in (halved, eight):
         assert 0 < abs(float(run(weights)) - exact) < 0.01 * exact
 

@@ -15,7 +15,7 @@ from distill.checkpoints.store import flat, load_weights
 from distill.config import Lora, Stage
 from distill.data.masking import Examples
 from distill.errors import DistillError
-from distill.models import decoder
+from distill.models import decoder, layouts
 from distill.models.lora import Adapters, merged
 from distill.parallel.mesh import make_mesh
 from distill.training.adapters import adapted, adapter_shardings, make_adapters, merge
@@ -36,7 +36,7 @@ def copied(params: decoder.Params) -> decoder.Params:
 def test_adapters_in_the_layer_are_adapters_in_the_weights(name: str) -> None:
     """Also of latent attention and of experts, and with dense and sparse layers in one model."""
     config, params = load(name)
-    scanned, settings = decoder.stack(config, copied(params)), Lora(rank=3)
+    scanned, settings = layouts.stack(config, copied(params)), Lora(rank=3)
     adapters = compiled(lambda: make_adapters(config, settings, 0))()
     tokens = np.random.default_rng(0).integers(3, 80, (1, 12))
     run = compiled(lambda params, tree: decoder.forward(config, params, tokens, adapters=tree and Adapters(tree, 2.0)))

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import reference_run
 
 from distill.config import Stage
-from distill.models import decoder
+from distill.models import layouts
 from distill.training.optimizer import make_optimizer
 from distill.training.step import gradient
 
@@ -22,7 +22,7 @@ from distill.training.step import gradient
 def our_losses() -> list[float]:
     config, params = load("llama_gqa_tied")
     stage = Stage(init="-", **reference_run.STAGE)
-    params = decoder.stack(config, jax.tree.map(lambda leaf: leaf.copy(), params))
+    params = layouts.stack(config, jax.tree.map(lambda leaf: leaf.copy(), params))
     optimizer = make_optimizer(stage, stage.steps)
     moments, losses = optimizer.init(params), []
     slopes = jax.jit(lambda params, batch: gradient(config, params, batch, stage), compiler_options=QUICKLY)

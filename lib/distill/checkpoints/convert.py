@@ -24,7 +24,7 @@ from distill.checkpoints.store import (
 )
 from distill.errors import DistillError
 from distill.files import replacing, write_json
-from distill.models import decoder
+from distill.models import decoder, layouts
 from distill.models.config import ModelConfig
 from distill.models.families import config_from_hf, config_to_hf, left_out, weight_rows
 from distill.models.table import Weight, weights
@@ -104,7 +104,7 @@ def load_checkpoint(
         return jax.make_array_from_callback(weight.shape, sharding, read)
 
     tree = nest({weight.ours: load(weight) for weight in table})
-    return config, decoder.stack(config, tree) if scanned else tree
+    return config, layouts.stack(config, tree) if scanned else tree
 
 
 def export_checkpoint(params: Path, out: Path) -> None:

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from distill.checkpoints.info import read_info
 from distill.errors import DistillError, full_disk_as_oserror
-from distill.models import decoder
+from distill.models import decoder, layouts
 from distill.models.config import ModelConfig
 from distill.parallel.mesh import weight_sharding
 
@@ -136,7 +136,7 @@ def load_weights(
     with _restoring(params), _checkpointer() as checkpointer:
         _check_shapes(tree, checkpointer.metadata(folder).item_metadata)
         weights = checkpointer.restore(folder, args=arguments)
-    return config, decoder.stack(config, weights) if scanned else weights
+    return config, layouts.stack(config, weights) if scanned else weights
 
 
 def _check_shapes(wanted: decoder.Params, stored: Any) -> None:

@@ -18,7 +18,7 @@ from distill.errors import DistillError
 from distill.generation.lane import Lane
 from distill.generation.programs import PREFILL_ROWS, Setup, Telling, prefill, rounded
 from distill.generation.requests import Request, Result
-from distill.models import decoder
+from distill.models import decoder, layouts
 from distill.models.cache import Caches
 from distill.models.config import ModelConfig
 
@@ -93,7 +93,7 @@ class Engine:
         self.params, self.reading = self._laid_out(params), None
 
     def _laid_out(self, params: decoder.Params) -> decoder.Params:
-        return decoder.turned(self.setup.config, params, self.rows) if self.on_cpu else params
+        return layouts.turned(self.setup.config, params, self.rows) if self.on_cpu else params
 
     @property
     def running(self) -> int:

@@ -1,6 +1,6 @@
 """The decoder, as pure functions over a tree of weights.
 
-The tree is nested dictionaries of arrays, in one of two layouts:
+The tree is nested dictionaries of arrays, in one of two layouts (`models/layouts.py` makes one of the other):
 
     unscanned   {"embed", "layers": {"0": block, "1": block, ...}, "norm", "head"}     for decoding
     scanned     {"embed", "stacks": {"0": blocks with a leading L}, "norm", "head"}    for training
@@ -8,7 +8,6 @@ The tree is nested dictionaries of arrays, in one of two layouts:
 `head` is absent where it is tied to `embed`. Modules are flax.nnx; they live only inside a trace.
 """
 
-import math
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, Literal
@@ -22,23 +21,19 @@ from jaxtyping import Array, Bool, Float, Int
 from distill.models.attention import Attention, causal_mask
 from distill.models.cache import Caches, LayerCache, cache_mask, slots_for, slots_of, write_slots
 from distill.models.config import Layer, ModelConfig
-from distill.models.int8 import Int8, wide
+from distill.models.int8 import wide
 from distill.models.layers import FeedForward, Norm, at_least_float32, product, weight
-from distill.models.lora import Adapters, merged, sides
+from distill.models.lora import Adapters, merged
 from distill.models.mla import LatentAttention
 from distill.models.moe import MixtureOfExperts, balance
 from distill.models.rope import Rotation, rotation, sequence_lengths
-from distill.models.turned import Turned, turn
+from distill.models.turned import Turned
 
 Params = dict[str, Any]
 Remat = Literal["none", "dots", "full"]
 
 REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 """What the backward pass finds: the products with weights, or the block's input alone."""
-MULTIPLIED = frozenset(["embed", "head", "q", "k", "v", "o", "q_a", "q_b", "kv_a", "k_rope", "gate", "up", "down"])
-"""Weights that `layers.products` is given, where they are not an expert's."""
-FEW_ROWS, WIDE = 16, 512
-"""With more rows, weights that take and give so much are faster as they are, by a tenth."""
 
 
 class Block(nnx.Module):
@@ -131,46 +126,6 @@ def loaded_type(path: str, dtype: Any) -> Any:
 
 def _axes(prefix: str, state: nnx.State) -> dict[str, str]:
     return {prefix + ".".join(path): leaf.axes for path, leaf in nnx.to_flat_state(state)}
-
-
-def turned(config: ModelConfig, params: Params, rows: int) -> Params:
-    """Unscanned weights as a CPU multiplies them with `rows` rows: some of those of `layers.products` are turned."""
-    axes = weight_axes(config)
-
-    def each(path: tuple[jax.tree_util.DictKey, ...], leaf: Any) -> Any:
-        names = [key.key for key in path]
-        if isinstance(leaf, Turned) or names[-1] not in MULTIPLIED or "experts" in names:
-            return leaf
-        taken = len(sides(axes[".".join(names)])[2])
-        sides_of = math.prod(leaf.shape[:-taken]), math.prod(leaf.shape[-taken:])
-        left = (rows > FEW_ROWS and min(sides_of) >= WIDE) or (isinstance(leaf, Int8) and taken > 1)
-        return leaf if left else turn(leaf, taken)
-
-    return jax.tree_util.tree_map_with_path(each, params, is_leaf=lambda leaf: isinstance(leaf, Int8 | Turned))
-
-
-def stack(config: ModelConfig, params: Params) -> Params:
-    """Unscanned to scanned, a weight at a time; `params` is emptied on the way, so no second copy is held."""
-    layers, stacks = params.pop("layers"), {}
-    for s, (start, stop) in enumerate(config.stacks):
-        blocks = [jax.tree.flatten(layers.pop(str(i))) for i in range(start, stop)]
-        tree, columns = blocks[0][1], [leaves for leaves, _ in blocks]
-        stacked = []
-        for j in range(tree.num_leaves):
-            stacked.append(jax.block_until_ready(jnp.stack([column[j] for column in columns])))
-            for column in columns:
-                column[j] = None
-        stacks[str(s)] = jax.tree.unflatten(tree, stacked)
-    return {**params, "stacks": stacks}
-
-
-def unstack(config: ModelConfig, params: Params) -> Params:
-    """Scanned to unscanned."""
-    layers = {}
-    for s, (start, stop) in enumerate(config.stacks):
-        for i in range(start, stop):
-            layers[str(i)] = jax.tree.map(lambda a, j=i - start: a[j], params["stacks"][str(s)])
-    return {**{k: v for k, v in params.items() if k != "stacks"}, "layers": layers}
 
 
 def forward(

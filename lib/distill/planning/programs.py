@@ -18,7 +18,7 @@ from distill.checkpoints.store import nest
 from distill.config import Generation, Stage
 from distill.data.loader import spans
 from distill.generation.programs import Setup, decode_on_shapes
-from distill.models import decoder
+from distill.models import decoder, layouts
 from distill.models.config import ModelConfig
 from distill.models.int8 import in_eight_bits, quantized
 from distill.parallel.mesh import batch_sharding, check_rows, make_mesh, weight_sharding
@@ -180,7 +180,7 @@ def _unscanned(config: ModelConfig, dtype: str, mesh: Mesh | None) -> decoder.Pa
 
 
 def _scanned(config: ModelConfig, dtype: Any) -> decoder.Params:
-    return jax.eval_shape(lambda tree: decoder.stack(config, tree), _unscanned(config, dtype, None))
+    return jax.eval_shape(lambda tree: layouts.stack(config, tree), _unscanned(config, dtype, None))
 
 
 def _placed(tree: Any, where: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 from distill.checkpoints.info import read_info, write_info
 from distill.checkpoints.store import copy_tokenizer, flat, nest, save_weights, tree_digest
 from distill.files import replacing
-from distill.models import decoder
+from distill.models import decoder, layouts
 from distill.models.config import ModelConfig
 from distill.parallel.processes import is_first, on_host, wait_for_all
 from distill.training.adapters import merge
@@ -25,7 +25,7 @@ def write_params(init: Path, folder: Path, config: ModelConfig, params: decoder.
         params = jax.jit(merge)(frozen.weights, params, frozen.scale)
     leaves = flat({name: jax.tree.map(on_host, part) for name, part in params.items()})
     if is_first():
-        tree = flat(decoder.unstack(config, nest(leaves)))
+        tree = flat(layouts.unstack(config, nest(leaves)))
         tree = nest({path: np.asarray(x).astype(decoder.loaded_type(path, info.dtype)) for path, x in tree.items()})
         source = str(Path(*folder.parts[-3:]))  # {run}/students/{stage}, wherever the results lie
         info = info.model_copy(update={"source": source, "revision": None, "digest": tree_digest(tree)})

@@ -13,7 +13,7 @@ from distill.data.loader import Loader, arrays
 from distill.generation.engine import Engine
 from distill.generation.requests import Request
 from distill.generation.sampling import Draw
-from distill.models import decoder
+from distill.models import decoder, layouts
 from distill.models.config import ModelConfig
 from distill.parallel.mesh import replicated
 from distill.training.adapters import merge
@@ -47,7 +47,7 @@ class Sampler:
         def whole(params: decoder.Params, weights: decoder.Params) -> decoder.Params:
             if frozen is not None:
                 params = merge(weights, params, frozen.scale)
-            return decoder.unstack(config, params)
+            return layouts.unstack(config, params)
 
         self.whole = jax.jit(whole, out_shardings=replicated(mesh))
 

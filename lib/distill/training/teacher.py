@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from distill.checkpoints.info import read_info
 from distill.checkpoints.store import load_weights
 from distill.config import Stage
-from distill.models import decoder
+from distill.models import decoder, layouts
 from distill.models.config import ModelConfig
 from distill.models.int8 import quantize_weights, wide
 from distill.parallel.runtime import give_back
@@ -53,7 +53,7 @@ def load_teacher(params: Path, stage: Stage, mesh: Mesh, student: Path | None = 
     info, int8 = read_info(params), stage.teacher_dtype == "int8"
     dtype = stage.dtype if int8 else stage.teacher_dtype  # int8 is computed in the stage's type
     config, weights = load_weights(params, mesh=mesh, dtype=dtype)
-    weights = decoder.stack(config, quantize_weights(weights) if int8 else weights)
+    weights = layouts.stack(config, quantize_weights(weights) if int8 else weights)
     weights = jax.device_put(weights, param_shardings(config, weights, mesh))
     give_back()
     shared = None

@@ -1,0 +1,58 @@
+"""From one layout of a decoder's weights to another: for training, for decoding, and for decoding on a CPU."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from distill.models.config import ModelConfig
+from distill.models.decoder import Params, weight_axes
+from distill.models.int8 import Int8
+from distill.models.lora import sides
+from distill.models.turned import Turned, turn
+
+MULTIPLIED = frozenset(["embed", "head", "q", "k", "v", "o", "q_a", "q_b", "kv_a", "k_rope", "gate", "up", "down"])
+"""Weights that `layers.products` is given, where they are not an expert's."""
+FEW_ROWS, WIDE = 16, 512
+"""With more rows, weights that take and give so much are faster as they are, by a tenth."""
+
+
+def turned(config: ModelConfig, params: Params, rows: int) -> Params:
+    """Unscanned weights as a CPU multiplies them with `rows` rows: some of those of `layers.products` are turned."""
+    axes = weight_axes(config)
+
+    def each(path: tuple[jax.tree_util.DictKey, ...], leaf: Any) -> Any:
+        names = [key.key for key in path]
+        if isinstance(leaf, Turned) or names[-1] not in MULTIPLIED or "experts" in names:
+            return leaf
+        taken = len(sides(axes[".".join(names)])[2])
+        sides_of = math.prod(leaf.shape[:-taken]), math.prod(leaf.shape[-taken:])
+        left = (rows > FEW_ROWS and min(sides_of) >= WIDE) or (isinstance(leaf, Int8) and taken > 1)
+        return leaf if left else turn(leaf, taken)
+
+    return jax.tree_util.tree_map_with_path(each, params, is_leaf=lambda leaf: isinstance(leaf, Int8 | Turned))
+
+
+def stack(config: ModelConfig, params: Params) -> Params:
+    """Unscanned to scanned, a weight at a time; `params` is emptied on the way, so no second copy is held."""
+    layers, stacks = params.pop("layers"), {}
+    for s, (start, stop) in enumerate(config.stacks):
+        blocks = [jax.tree.flatten(layers.pop(str(i))) for i in range(start, stop)]
+        tree, columns = blocks[0][1], [leaves for leaves, _ in blocks]
+        stacked = []
+        for j in range(tree.num_leaves):
+            stacked.append(jax.block_until_ready(jnp.stack([column[j] for column in columns])))
+            for column in columns:
+                column[j] = None
+        stacks[str(s)] = jax.tree.unflatten(tree, stacked)
+    return {**params, "stacks": stacks}
+
+
+def unstack(config: ModelConfig, params: Params) -> Params:
+    """Scanned to unscanned."""
+    layers = {}
+    for s, (start, stop) in enumerate(config.stacks):
+        for i in range(start, stop):
+            layers[str(i)] = jax.tree.map(lambda a, j=i - start: a[j], params["stacks"][str(s)])
+    return {**{k: v for k, v in params.items() if k != "stacks"}, "layers": layers}
