@@ -181,6 +181,18 @@ def test_samples_of_one_prompt_are_shared_by_both_lanes(two_lanes: Engine, monke
     assert read == [(8, 16)]
 
 
+def test_a_prompt_that_is_asked_again_and_again_keeps_no_other_waiting() -> None:
+    shared, popular, ended = engine(slots=1), Request((9, 10, 11), 0, 0, 3), []
+    names = [shared.submit(popular) for _ in range(3)]
+    other = shared.submit(Request((12, 13), 1, 0, 3))
+    while len(ended) < 6:
+        done = [name for name, result in shared.step() if result.finish_reason is not None]
+        ended += done
+        for _ in done:
+            shared.submit(popular)
+    assert ended[:4] == [*names, other]
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(DistillError, match="max_target_length is 1024, the model's context is 512"):
         engine(max_length=1024)

@@ -28,6 +28,8 @@ PROMPT = [4, 7, 8, 9, 5]
         ({"prompt": "abc", "logprobs": 4}, "this server tells 3"),
         ({"prompt": "abc", "tempreature": 1}, "tempreature"),
         ({"prompt": "abc", "n": 100}, "takes 28 a request"),
+        ({"prompt": "abc", "top_k": 2**31}, "top_k"),
+        ({"prompt": "abc", "n": 2, "first_choice": 2**31 - 1}, "choices are numbered below"),
         ({"prompt": "abc", "stop": [""]}, "a stop string must have a character"),
         ({}, "prompt: Field required"),
     ],

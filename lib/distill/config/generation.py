@@ -12,7 +12,7 @@ class Sampling(Settings):
 
     strategy: Literal["greedy", "weighted", "topk", "nucleus", "composite"] = "weighted"
     temperature: float = Field(1.0, gt=0)
-    top_k: int | None = Field(None, gt=0)
+    top_k: int | None = Field(None, gt=0, lt=2**31)
     top_p: float | None = Field(None, gt=0, le=1)
 
     @model_validator(mode="after")

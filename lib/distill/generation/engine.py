@@ -40,6 +40,7 @@ class Reading:
     tokens: np.ndarray  # [P, bucket]
     lengths: np.ndarray  # [P]
     caches: Caches
+    newest: int  # of the requests that had been asked when it was begun
     done: int = 0  # tokens read
     logits: jax.Array | None = None  # [PREFILL_ROWS, V] behind each last token, once all is read
 
@@ -152,7 +153,7 @@ class Engine:
     def _read(self) -> bool:
         """See to it that prompts are read that wait; False where the next piece of a long one comes first."""
         reading = self.reading
-        if reading is None or not any(prompt in self.waiting for prompt in reading.rows):
+        if reading is None or not any(self._asked_before(reading, prompt) for prompt in reading.rows):
             reading = self.reading = self._next()
         if reading.logits is not None:
             return True
@@ -164,18 +165,22 @@ class Engine:
             reading.logits = last
         return reading.logits is not None
 
+    def _asked_before(self, reading: Reading, prompt: tuple[int, ...]) -> bool:
+        """Whether a prompt waits since before a reading: what is asked for later is behind all that waits already."""
+        return prompt in self.waiting and self.waiting[prompt][0][0] <= reading.newest
+
     def _next(self) -> Reading:
-        """The first prompt that waits, and others of its length bucket. The shape follows from the bucket alone."""
-        head = next(iter(self.waiting))
+        """The prompt that waits longest, and others of its length bucket. The shape follows from the bucket alone."""
+        head = min(self.waiting, key=lambda prompt: self.waiting[prompt][0][0])
         bucket = _bucket(len(head))
         count = max(1, min(PREFILL_ROWS, PREFILL_TOKENS // bucket))
-        alike = (prompt for prompt in islice(self.waiting, AHEAD) if _bucket(len(prompt)) == bucket)
-        rows = {prompt: row for row, prompt in enumerate(islice(alike, count))}
+        others = (prompt for prompt in islice(self.waiting, AHEAD) if _bucket(len(prompt)) == bucket and prompt != head)
+        rows = {prompt: row for row, prompt in enumerate([head, *islice(others, count - 1)])}
         tokens, lengths = np.zeros((count, bucket), np.int32), np.ones(count, np.int32)
         for prompt, row in rows.items():
             tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
         caches = self.setup.empty_cache(count, bucket, self.dtype, chunk=min(bucket, CHUNK))
-        return Reading(rows, tokens, lengths, caches)
+        return Reading(rows, tokens, lengths, caches, self.submitted)
 
     def _fill(self, lane: Lane) -> None:
         """Put samples of the prompts that were read in free slots of a lane."""

@@ -107,7 +107,7 @@ def ask(
             answered(one, await _answer(client, door, one, body))
 
     async def all_of_them() -> None:
-        left = iter(asks)
+        left, door.lock = iter(asks), asyncio.Lock()  # of this event loop: a door is used again in another one
         async with _client(door, concurrency) as client, asyncio.TaskGroup() as group:
             for _ in range(min(concurrency, len(asks))):
                 group.create_task(worker(client, left))

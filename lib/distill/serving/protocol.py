@@ -62,7 +62,7 @@ class Asked(BaseModel, ABC):
     max_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(1.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=-1)  # 0 and -1: off
+    top_k: int = Field(0, ge=-1, lt=2**31)  # 0 and -1: off
     min_p: float = Field(0.0, ge=0, le=1)
     seed: int | None = None
     first_choice: int = Field(0, ge=0, lt=2**31)
@@ -123,6 +123,8 @@ class Asked(BaseModel, ABC):
             if (asked := getattr(self, name)) > most:
                 flag = "top-logprobs" if name == "top_logits" else "sampled-logits"
                 raise Problem(400, f"{name} {asked}: this server tells {most}, start it with --{flag} {asked}")
+        if self.first_choice + self.n > 2**31:
+            raise Problem(400, f"first_choice {self.first_choice}: choices are numbered below {2**31}")
         if self.stream and any(self.told.values()):
             raise Problem(400, "packed logits come with whole answers: leave stream out")
         seed = secrets.randbits(64) if self.seed is None else self.seed % 2**64
