@@ -52,7 +52,21 @@ def join() -> None:
             raise DistillError(f"{found}: give all three, such as 10.0.0.1:1234, 4 and 0, or none of them")
         jax.distributed.initialize(given[0], int(given[1]), int(given[2]))
     elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        jax.distributed.initialize()
+        jax.distributed.initialize(local_device_ids=_share())
+
+
+def _share() -> list[int] | None:
+    """Which of its node's accelerators a task of SLURM's has. By itself JAX takes one for each task, and no more."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or os.environ.get("ROCR_VISIBLE_DEVICES")
+    if not visible:
+        return None
+    count = len(visible.split(","))
+    tasks = int(os.environ["SLURM_STEP_NUM_TASKS"]) // int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+    if count < tasks:  # SLURM has bound the task to its own
+        return list(range(count))
+    share = count // tasks
+    first = int(os.environ["SLURM_LOCALID"]) * share
+    return list(range(first, first + share))
 
 
 def _machine() -> str:
