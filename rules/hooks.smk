@@ -20,7 +20,7 @@ def break_stale_locks():
     """
     folder = Path(".snakemake")
     folder.mkdir(exist_ok=True)
-    alive = (folder / "alive").open("w")
+    alive = (folder / "alive").open("w+")  # a shared lock is for reading
     try:
         fcntl.lockf(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
         stale = list((folder / "locks").glob("*.lock"))

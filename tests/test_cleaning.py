@@ -1,5 +1,7 @@
 """A run is deleted as a whole, and only a run."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,19 @@ def test_what_is_no_run_is_refused(results: Path, run: str, said: str) -> None:
     with pytest.raises(DistillError, match=said):
         clean_run(results, run)
     assert (results / "demo/work/a").exists()
+
+
+def test_while_a_snakemake_is_at_work_nothing_is_deleted(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(results)
+    (results / ".snakemake").mkdir()
+    lock = "f = open('.snakemake/alive', 'w+'); fcntl.lockf(f, fcntl.LOCK_SH)"
+    command = [sys.executable, "-c", f"import fcntl, sys; {lock}; print(); sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        other.stdout.readline()
+        with pytest.raises(DistillError, match="a snakemake is at work"):
+            clean_run(results, "demo")
+        other.stdin.close()
+    assert clean_run(results, "demo") == 10
 
 
 def test_a_run_that_is_training_is_refused(results: Path) -> None:
