@@ -73,6 +73,23 @@ def test_a_retry_starts_over_unless_its_work_is_kept(tmp_path: Path, configs: di
     assert "starts over" not in table(kept)
 
 
+def test_stored_logits_take_most_of_the_disk(tmp_path: Path, configs: dict[str, Path | None]) -> None:
+    """132 bytes a token for 32 of them: beside the tokens, or where nothing was captured in files of their own."""
+
+    def sizes(**generation: int) -> dict[str, int]:
+        lengths = {"num_generations": 2, "max_prefill_length": 16, "max_target_length": 80}
+        soft = {"sft": {"init": "student", "steps": 9, "batch_size": 8, "objective": "topk_logits", "k": 32}}
+        counted = plan(
+            recipe({"generation": lengths | generation, "stages": soft}, num_batches=1), tmp_path / "x", configs
+        )
+        return {Path(target["path"]).name: target["bytes"] for target in counted["targets"]}
+
+    scored, captured = sizes(), sizes(top_logits=32)
+    assert scored["logits"] == captured["completions"] - scored["completions"] == 2048 * 64 * 132
+    assert "logits" not in captured
+    assert captured["samples"] > scored["samples"]
+
+
 def test_packed_rows_take_fewer_steps(tmp_path: Path) -> None:
     """Examples of 16 + 16 tokens in rows of 80: five would be too many, by the measured fill 2.475."""
     stage = {"init": "student", "epochs": 1, "batch_size": 8, "packing": True}

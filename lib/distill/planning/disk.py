@@ -13,6 +13,11 @@ PROMPT, COMPLETION, JOURNAL, DATASET = 12.0, 7.5, 30.0, 2.5
 dataset/ (zstd), on text of four characters a token; the zstd ones are what benchmarks/data.py came to."""
 
 
+def logits_bytes(told: dict[str, int]) -> int:
+    """A token's, of those of each kind that are told: an id and a half-precision number each, and their sum's."""
+    return sum(4 * k + 4 for k in told.values() if k)
+
+
 class Target(NamedTuple):
     """bytes: None where the dataset or a configuration must tell. Those not `kept` go when their work is done."""
 
@@ -53,9 +58,15 @@ def _data(recipe: Recipe, counts: Counts) -> Iterator[Target]:
     of_prompts = size(prompts, counts.prompt_tokens + original, PROMPT)
     yield Target(f"{run}/prompts", counts.batches, of_prompts)
     yield Target(f"{run}/work/prompts", counts.batches, of_prompts)
-    yield Target(f"{run}/completions", counts.batches, size(samples, both, COMPLETION))
-    if recipe.dataset.completions == "generated":
-        yield Target(f"{run}/work/samples", counts.batches, size(samples, counts.completion_tokens, JOURNAL))
+    generated = recipe.dataset.completions == "generated"
+    logits = logits_bytes(recipe.generation.told) if generated else 0
+    whole = None if samples is None else int(samples * (both * COMPLETION + counts.completion_tokens * logits))
+    yield Target(f"{run}/completions", counts.batches, whole)
+    if generated:  # in a journal packed bytes are base64
+        journal = size(samples, counts.completion_tokens, JOURNAL + logits * 4 / 3)
+        yield Target(f"{run}/work/samples", counts.batches, journal)
+    if scored := logits_bytes(recipe.scored_logits):
+        yield Target(f"{run}/logits", counts.batches, size(samples, counts.completion_tokens + original, scored))
     shards = None if samples is None else -(-samples // recipe.dataset.shard_rows)
     yield Target(f"{run}/dataset", shards, size(samples, both, DATASET))
 

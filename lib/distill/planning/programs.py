@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from distill.checkpoints.store import nest
 from distill.config import Generation, Stage
 from distill.data.loader import spans
-from distill.generation.programs import Setup, decode_on_shapes
+from distill.generation.programs import Setup, Telling, decode_on_shapes
 from distill.models import decoder, layouts
 from distill.models.config import ModelConfig
 from distill.models.int8 import in_eight_bits, quantized
@@ -153,7 +153,12 @@ def decode_program(config: ModelConfig, settings: Generation, dtype: str, device
     if "weights" in settings.int8:
         params = _eight_bits(params)
     setup = Setup.of(
-        config, settings.max_target_length, real_vocab=config.vocab_size, mesh=mesh, int8_cache="cache" in settings.int8
+        config,
+        settings.max_target_length,
+        real_vocab=config.vocab_size,
+        telling=Telling(**settings.told),
+        mesh=mesh,
+        int8_cache="cache" in settings.int8,
     )
     caches, lower = decode_on_shapes(setup, params, settings.slots)
     held = {"parameters": device_bytes(params), "cache": device_bytes(caches)}
