@@ -57,12 +57,15 @@ def write_jsonl(out: Path, rows: Iterator[dict] | list[dict]) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def read_jsonl(path: Path) -> list[dict]:
-    """Read one JSON object a line; a broken line is a `DistillError` with its number."""
+def read_jsonl(path: Path, *, torn: bool = False) -> list[dict]:
+    """Read one JSON object a line; a broken line is a `DistillError` with its number.
+
+    torn: a last line without its end is none, for a file that a process may have died over.
+    """
     rows = []
     with Path(path).open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
+            if not line.strip() or (torn and not line.endswith("\n")):
                 continue
             try:
                 rows.append(json.loads(line))

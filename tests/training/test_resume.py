@@ -197,6 +197,13 @@ def test_steps_of_another_model_are_said_to_be_another_runs(init, examples, tmp_
     assert f"{tmp_path}/steps is of another run (init was another): starting over" in capsys.readouterr().err
 
 
+def test_a_row_that_was_not_written_to_its_end_is_none(tmp_path) -> None:
+    with Steps(tmp_path / "steps", {}, 2) as steps:
+        steps.metrics.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
+        steps.forget_metrics_after(2)
+        assert read_jsonl(steps.metrics) == [{"step": 1}, {"step": 2}]
+
+
 def test_a_step_of_another_architecture_is_refused_and_left_alone(tmp_path) -> None:
     def state(width: int, **more: jax.Array) -> State:
         return State({"embed": jnp.zeros((4, width)), **more}, {"m": jnp.zeros(3)})

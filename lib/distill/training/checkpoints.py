@@ -89,9 +89,9 @@ class Steps:
             self.manager.save(step, args=ocp.args.StandardSave(state._asdict()), metrics=metrics, force=True)
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop rows of steps that will be done again."""
+        """Drop rows of steps that will be done again, and one that was not written to its end."""
         if is_first() and self.metrics.exists():
-            write_jsonl(self.metrics, [row for row in read_jsonl(self.metrics) if row["step"] <= step])
+            write_jsonl(self.metrics, [row for row in read_jsonl(self.metrics, torn=True) if row["step"] <= step])
 
     def finish(self) -> None:
         """Wait for what is being saved."""
