@@ -6,9 +6,10 @@ import click
 
 from distill.config import Dataset, Model
 from distill.data.assemble import assemble, digest_of
-from distill.data.card import CardFacts, license_of
+from distill.data.card import CardFacts
 from distill.errors import explained
 from distill.files import read_json
+from distill.licenses import license_of
 
 PATH = click.Path(path_type=Path)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from distill.config import Recipe
-from distill.data.card import license_of
 from distill.errors import explained
+from distill.licenses import license_of
 from distill.publishing.card import model_card
 from distill.publishing.run import publish
 

@@ -176,6 +176,16 @@ def test_what_needs_a_teacher_or_prompts_says_so(changes: dict, said: str) -> No
     assert "\n" not in str(error.value)
 
 
+def test_stored_logits_are_of_one_answer_to_a_prompt() -> None:
+    own = {"prompts": {"source": "p.jsonl", "duplicates": "keep"}, "dataset": {"completions": "own"}}
+    asked = {"stages": {"kd": {"init": "student", "steps": 1, "objective": "topk_logits"}}, "teacher": "student"}
+    with pytest.raises(
+        DistillError, match="prompts.duplicates: keep leaves several answers to a prompt, stages.kd has"
+    ):
+        load_recipe(ALONE | own | asked)
+    assert load_recipe(ALONE | own | asked | {"prompts": {"source": "p.jsonl"}})
+
+
 def test_greedy_samples_of_one_prompt_would_be_equal() -> None:
     with pytest.raises(DistillError, match="num_generations must be 1"):
         load_recipe(changed("generation", {"num_generations": 2, "sampling": {"strategy": "greedy"}}))

@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distill.config import Dataset
-from distill.data.assemble import assemble
-from distill.data.card import CardFacts, license_of
+from distill.data.assemble import assemble, digest_of
+from distill.data.card import CardFacts
 from distill.data.schema import CompletionsMetadata, write_completions
 from distill.errors import DistillError
 from distill.files import file_digest
+from distill.licenses import license_of
 from distill.text import chat
 
 METADATA = CompletionsMetadata("ab" * 32, "cd" * 32, {"num_generations": 2, "slots": 64}, 7)
@@ -244,6 +245,28 @@ def test_licenses_are_those_of_the_cards_and_never_invented(tmp_path: Path) -> N
     card = (tmp_path / "dataset/README.md").read_text()
     assert "unknown: the teacher's own card says llama2, that of the prompts nothing" in card
     assert "license" not in yaml.safe_load(card.split("---\n")[1])
+
+
+def test_the_card_tells_the_licenses_of_a_mix_beside_its_own(tmp_path: Path) -> None:
+    mix = [{"source": "a", "license": "mit"}, {"source": "b"}, {"source": "c", "license": "cc-by-4.0"}]
+    known = index(**{"0000": 2}) | {"source": {"source": "1 × a + …", "mix": mix}, "chosen": {"turns": "each"}}
+    paths = [batch(tmp_path, "0000", GOOD)]
+    facts = CardFacts("demo", "acme/teacher", None, "apache-2.0", "llama2")
+    assemble(paths, known, Dataset(), 2, facts, tmp_path / "dataset")
+    card = (tmp_path / "dataset/README.md").read_text()
+    assert "| license | apache-2.0 (the teacher's own card says llama2, that of the prompts mit, cc-by-4.0) |" in card
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "apache-2.0"
+    assert '| prompts\' settings | `{"turns": "each"}` |' in card
+
+
+def test_the_teachers_digest_outlives_its_weights(tmp_path: Path) -> None:
+    params = tmp_path / "params"
+    assert digest_of(params) is None
+    (tmp_path / "imported.json").write_text('{"digest": "abc"}')
+    assert digest_of(params) == "abc"
+    params.mkdir()
+    (params / "model.json").write_text('{"digest": "def"}')
+    assert digest_of(params) == "def"
 
 
 def test_the_card_has_front_matter_counts_and_origin(tmp_path: Path) -> None:

@@ -156,6 +156,11 @@ class Recipe(Settings):
                 raise ValueError(
                     f"stages.{name}.data: rows counts conversations, stored logits have samples: leave it out"
                 )
+            if self.prompts and self.prompts.duplicates == "keep" and self.dataset.completions == "own":
+                raise ValueError(
+                    f"prompts.duplicates: keep leaves several answers to a prompt, stages.{name} has logits of one: "
+                    "drop, or take sft"
+                )
             if self.dataset.think == "drop" and "generated" in {part.source for part in stage.data}:
                 raise ValueError(
                     f"dataset.think: drop changes the answers that stages.{name} has logits of: keep, or take sft"

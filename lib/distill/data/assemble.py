@@ -114,7 +114,7 @@ def assemble(
         form = dict.fromkeys(("license", "shard_rows", "provenance", "jsonl", "completions"), True)
         form |= {"judge": {"endpoint", "concurrency"}}  # all else decides which rows there are
         chosen_by = settings.model_dump(mode="json", exclude_defaults=True, exclude=form)
-        text = write_card(card, index["source"], first, ledger, counts, columns, chosen_by)
+        text = write_card(card, index, first, ledger, counts, columns, chosen_by)
         (tmp / "README.md").write_text(text, encoding="utf-8")
         write_json(tmp / "ledger.json", ledger.encode())
     return ledger
@@ -132,9 +132,12 @@ def _judge(settings: Dataset, work: Path | None) -> Scores | None:
 
 
 def digest_of(params: Path) -> str | None:
-    """The digest of a model's weights; None where they are gone, as they may be once all is generated."""
-    info = params / "model.json"
-    return read_json(info)["digest"] if info.is_file() else None
+    """The digest of a model's weights, also where they are gone, as they may be once all is generated.
+
+    None where nothing is left that tells it.
+    """
+    told = (file for file in (params / "model.json", params.parent / "imported.json") if file.is_file())
+    return next((read_json(file)["digest"] for file in told), None)
 
 
 def _read(

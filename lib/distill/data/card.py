@@ -1,16 +1,14 @@
 """The dataset card: README.md with the front matter that the Hub and `load_dataset` read."""
 
 import json
-import re
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any
 
 import yaml
 
 from distill.data.ledger import Account, Ledger
 from distill.data.schema import OWN, CompletionsMetadata
-from distill.files import read_json
 
 DTYPES = {
     "prompt_id": "string", "sample": "int32", "batch": "string", "finish_reason": "string", "reference": "string",
@@ -44,7 +42,7 @@ Every row that went in is in this table once; {asked}.
 
 ## How to make it again
 
-Keep the recipe that lies beside the results of the run (`recipe.yaml`), then, in a checkout of distill:
+Keep the recipe that lies beside the results of the run (`recipe.yaml`), then, in a checkout of distill {version}:
 
 ```
 snakemake --cores all --configfile recipe.yaml dataset
@@ -113,19 +111,19 @@ class CardFacts:
 
 def write_card(
     facts: CardFacts,
-    source: dict[str, Any],
+    index: dict[str, Any],
     completions: CompletionsMetadata,
     ledger: Ledger,
     splits: dict[str, tuple[int, int]],
     columns: list[str],
     chosen_by: dict[str, Any],
 ) -> str:
-    """The text of README.md; `source` is the prompt index's, `chosen_by` are the filters.
+    """The text of README.md; `index` is the prompts', `chosen_by` are the filters of answers.
 
     splits: rows and bytes in memory of each; `datasets` takes no notice of those that lack one of the two.
     A license that nobody named is not guessed.
     """
-    own = completions.foreign == OWN
+    own, source = completions.foreign == OWN, index["source"]
     front: dict[str, Any] = {"license": facts.license} if facts.license else {}
     files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits]
     front |= {
@@ -147,9 +145,12 @@ def write_card(
     elif completions.foreign is not None:
         words = ELSEWHERE
         rows |= {"answered by": f"`{completions.foreign}`, a server that is not ours: not reproducible"}
-    rows |= {"prompts": _origin(source), "sampling": sampling}
+    rows |= {"prompts": _origin(source)}
+    if index.get("chosen"):
+        rows |= {"prompts' settings": _settings(index["chosen"])}
+    rows |= {"sampling": sampling}
     if chosen_by:
-        rows |= {"filters": f"`{json.dumps(chosen_by, sort_keys=True)}`".replace("|", "\\|")}
+        rows |= {"filters": _settings(chosen_by)}
     told = words.provenance if "batch" in columns else ""
     words = replace(words, provenance=told + (JUDGED if "judge_score" in columns else ""))
     known = {"run": facts.run, "teacher": facts.teacher, "generations": ledger.num_generations}
@@ -157,28 +158,21 @@ def write_card(
     body = TEXT.format(
         **{name: text.format(**known) for name, text in asdict(words).items()},
         origin="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
-        license=facts.license or _unknown(facts.teacher_license, source.get("license"), own),
+        license=_license(facts, source, own),
+        version=version("distill"),
         ledger=_table(ledger),
     )
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{body}"
 
 
-def license_of(folder: Path) -> str | None:
-    """The license that a model's or a dataset's own card names; None where there is no card, or none in it.
-
-    `source.json`, which a download leaves, or the front matter of README.md.
-    """
-    if (folder / "source.json").is_file():
-        return read_json(folder / "source.json").get("license")
-    if not (folder / "README.md").is_file():
-        return None
-    parts = re.split(r"^---\s*$", (folder / "README.md").read_text(encoding="utf-8"), maxsplit=2, flags=re.MULTILINE)
-    try:
-        front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    except yaml.YAMLError:
-        return None
-    named = front.get("license") if isinstance(front, dict) else None
-    return ", ".join(map(str, named)) if isinstance(named, list) else named and str(named)
+def _license(facts: CardFacts, source: dict[str, Any], own: bool) -> str:
+    """The result's, and what the cards of that it is made of say."""
+    named = [origin.get("license") for origin in source.get("mix", [source])]
+    prompts = ", ".join(dict.fromkeys(filter(None, named))) or None
+    if facts.license is None:
+        return _unknown(facts.teacher_license, prompts, own)
+    teacher = "" if own else f"the teacher's own card says {facts.teacher_license or 'nothing'}, "
+    return f"{facts.license} ({teacher}that of the prompts {prompts or 'nothing'})"
 
 
 def _unknown(teacher: str | None, prompts: str | None, own: bool) -> str:
@@ -190,6 +184,10 @@ def _unknown(teacher: str | None, prompts: str | None, own: bool) -> str:
         f"unknown: the teacher's own card says {teacher or 'nothing'}, that of the prompts {prompts or 'nothing'}; "
         "see both before using the answers"
     )
+
+
+def _settings(values: dict[str, Any]) -> str:
+    return f"`{json.dumps(values, sort_keys=True, ensure_ascii=False)}`".replace("|", "\\|")
 
 
 def _origin(source: dict[str, Any]) -> str:

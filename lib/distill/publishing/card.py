@@ -1,5 +1,6 @@
 """The model card of a student: README.md with the front matter that the Hub reads."""
 
+from importlib.metadata import version
 from typing import Any
 
 import yaml
@@ -26,7 +27,7 @@ model = AutoModelForCausalLM.from_pretrained("{place}")
 
 ## How to make it again
 
-Keep the recipe that lies beside the results of the run (`recipe.yaml`), then, in a checkout of distill:
+Keep the recipe that lies beside the results of the run (`recipe.yaml`), then, in a checkout of distill {version}:
 
 ```
 snakemake --cores all --configfile recipe.yaml export
@@ -61,6 +62,7 @@ def model_card(recipe: Recipe, stage: str, place: str, license: str | None, thei
         rows["prompts"] = f"`{recipe.prompts.name}`"
     body = TEXT.format(
         run=recipe.run,
+        version=version("distill"),
         stage=stage,
         place=place,
         answers=f"the answers of {teacher.source}" if teacher else "answers that were there",

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic_core import to_json  # a quarter of the standard library's time
 
 from distill import SCHEMA_VERSION
-from distill.config import Prompts
+from distill.config import Prompts, Source
 from distill.errors import DistillError
 from distill.files import replacing
 from distill.text.chat import prompts_tokens
@@ -59,7 +59,10 @@ def index_prompts(
     _refuse(prompts, batches, read)
     for stale in set(work.glob("*.jsonl")) - {work / f"{name}.jsonl" for name in batches}:
         stale.unlink()
-    return {"schema": SCHEMA_VERSION, "source": origin, "batches": batches}
+    told = {*Source.model_fields, "mix", "exclude"}
+    chosen = prompts.model_dump(mode="json", exclude_defaults=True, exclude=told)
+    chosen |= {"exclude": [source.source for source in prompts.exclude]} if prompts.exclude else {}
+    return {"schema": SCHEMA_VERSION, "source": origin, "chosen": chosen, "batches": batches}
 
 
 class Limit:

@@ -12,6 +12,7 @@ from typing import Any
 from distill.config import Source
 from distill.errors import DistillError
 from distill.files import file_digest
+from distill.licenses import license_of
 
 FILES = (".jsonl", ".json", ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz")
@@ -92,7 +93,9 @@ def _objects(path: Path, values: list[Any], first: int = 1) -> Iterator[dict[str
 
 def _folder(source: Source, path: Path) -> Opened:
     """Streamed, so that nothing is copied into a cache."""
-    return _opened(source, _load(source, str(path), name=source.config, split=source.split, streaming=True), {})
+    dataset = _load(source, str(path), name=source.config, split=source.split, streaming=True)
+    license = license_of(path)
+    return _opened(source, dataset, {"license": license} if license else {})
 
 
 def _hub(source: Source) -> Opened:
@@ -107,7 +110,8 @@ def _hub(source: Source) -> Opened:
     try:
         if offline and pinned:
             folder = hub.snapshot_download(source.source, repo_type="dataset", revision=source.revision)
-            return replace(_folder(source, Path(folder)), origin={"commit": source.revision})
+            opened = _folder(source, Path(folder))
+            return replace(opened, origin={"commit": source.revision, **opened.origin})
         if offline and source.revision is not None:
             raise DistillError(
                 f"dataset {source.source}: offline, nothing tells which commit {source.revision} is: "
