@@ -39,6 +39,8 @@ rule remove_completions:
         records=[f"{RUN}/published/{where}.json" for where in RECIPE.publish.targets],
         dataset="<run>/dataset",
         report="<run>/report.html",
+        check="<run>/logits/check.json" if SOFT else [],
+        evidence="<run>/evidence" if RECIPE.comparison else [],
     output:
         "<run>/published/removed.json",
     params:

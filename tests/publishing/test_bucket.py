@@ -26,7 +26,7 @@ buckets = pytest.mark.parametrize("server", ["gs", "s3"], indirect=True)
 @buckets
 def test_an_object_of_somebody_else_is_never_overwritten(place: Place, folder: Path, tmp_path: Path) -> None:
     file = File.of("ledger.json", folder / "ledger.json")
-    at = f"{place.to}/data/{file.sha256}/ledger.json"
+    at = f"{place.to}/data/{file.sha256}.json"
     place.fs.pipe_file(at, b"something else")
     with pytest.raises(DistillError, match=r"has 14 bytes, not the 3 of ledger\.json.*delete it there") as refused:
         place.publish(folder, tmp_path / "out.json")
@@ -81,7 +81,7 @@ def test_what_a_killed_client_left_of_an_upload_in_parts_is_taken_away(
     monkeypatch.setitem(bucket.PART_BYTES, "s3", PART)
     name = "data/train-00000-of-00002.parquet"
     (folder / name).write_bytes(os.urandom((2 * PART) + 5))
-    key = f"{place.to.removeprefix('s3://acme/')}/data/{File.of(name, folder / name).sha256}/{name}"
+    key = f"{place.to.removeprefix('s3://acme/')}/data/{File.of(name, folder / name).sha256}{Path(name).suffix}"
     for left in (key, f"{key}.theirs"):  # as a client that was killed leaves them
         begun = place.fs.call_s3("create_multipart_upload", Bucket="acme", Key=left)["UploadId"]
         part = {"Bucket": "acme", "Key": left, "UploadId": begun, "PartNumber": 1}

@@ -1,6 +1,6 @@
 """A folder in a bucket of GCS or S3: immutable files under their content's hash, a manifest written last.
 
-    {to}/data/{sha256}/{name}          a file, for as long as anybody names it
+    {to}/data/{sha256}{suffix}         a file, for as long as anybody names it
     {to}/manifests/{sha256}.json       which files one publication has, under its own hash
 
 Nothing is ever overwritten: a file is created where there is none, and one that is there is not sent. Whoever
@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -54,8 +55,9 @@ class _Bucket:
             ) from None
 
     def publish(self, files: list[File], what: str) -> dict[str, Any]:
-        sent = [file.name for file in files if self._put(file, f"{self.to}/data/{file.sha256}/{file.name}")]
-        listed = [{**file.encode(), "at": f"{self.to}/data/{file.sha256}/{file.name}"} for file in files]
+        places = {file.name: f"{self.to}/data/{file.sha256}{Path(file.name).suffix}" for file in files}
+        sent = [file.name for file in files if self._put(file, places[file.name])]
+        listed = [{**file.encode(), "at": places[file.name]} for file in files]
         text = json.dumps({"schema": SCHEMA_VERSION, "what": what, "files": listed}, indent=1) + "\n"
         manifest = File.of("manifest.json", text.encode())
         at = f"{self.to}/manifests/{manifest.sha256}.json"
