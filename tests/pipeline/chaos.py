@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import psutil
@@ -31,10 +31,13 @@ class Chaos:
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
 
-    def kill(self, victims: Iterable[str]) -> None:
-        """Kill each of `victims` while it lives; a run that ends well before its turn is begun anew."""
+    def kill(self, victims: Iterable[str], ready: Callable[[], bool] = lambda: True) -> None:
+        """Kill each of `victims` while it lives; a run that ends well before its turn is begun anew.
+
+        ready: not before it is so.
+        """
         for victim in victims:
-            while not self._killed(victim):
+            while not self._killed(victim, ready):
                 pass
             self.killed.append(victim)
 
@@ -46,14 +49,14 @@ class Chaos:
             assert self.wounded, output
             self.project.run(*self.targets)
 
-    def _killed(self, victim: str) -> bool:
+    def _killed(self, victim: str, ready: Callable[[], bool]) -> bool:
         """Whether it was alive at its moment, and is no longer."""
         self._start()
         process = self._find(victim)
         if process is None:
             return False
         end = time.monotonic() + self.random.uniform(0, LONGEST[victim])
-        while time.monotonic() < end and _lives(process):
+        while (time.monotonic() < end or not ready()) and _lives(process):
             time.sleep(0.02)
         try:
             if not _lives(process):

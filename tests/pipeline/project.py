@@ -70,6 +70,16 @@ class Project:
         project.recipe()
         return project
 
+    @classmethod
+    def default(cls, folder: Path) -> "Project":
+        """The recipe and the demo that come along; its run is results/demo."""
+        for name in (*PARTS, "config.yaml", "demo"):
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+            copy(ROOT / name, target)
+        return cls(folder)
+
     def copy(self, folder: Path) -> "Project":
         """The project elsewhere, results and what Snakemake knows of them included, dates as they were."""
         return Project(shutil.copytree(self.folder, folder))

@@ -40,7 +40,9 @@ def test_killed_while_generating_and_while_training(finished: Project, project: 
     with chaos(project, seed=1) as run:
         run.kill(["server", "snakemake"])
         assert list((project.folder / ".snakemake/locks").iterdir()), "no lock was left: less is proved"
-        run.kill(["trainer"])
+        steps = project.run_folder / "students/sft/steps"
+        run.kill(["trainer"], ready=lambda: any(part.name.isdigit() for part in steps.glob("*")))
+        assert list(steps.iterdir()), "no step was kept: less is proved"
         run.end()
     assert project.stale(*TARGETS) == set()
     assert outcome(project) == outcome(finished)
