@@ -179,9 +179,7 @@ def test_what_needs_a_teacher_or_prompts_says_so(changes: dict, said: str) -> No
 def test_stored_logits_are_of_one_answer_to_a_prompt() -> None:
     own = {"prompts": {"source": "p.jsonl", "duplicates": "keep"}, "dataset": {"completions": "own"}}
     asked = {"stages": {"kd": {"init": "student", "steps": 1, "objective": "topk_logits"}}, "teacher": "student"}
-    with pytest.raises(
-        DistillError, match="prompts.duplicates: keep leaves several answers to a prompt, stages.kd has"
-    ):
+    with pytest.raises(DistillError, match="keep leaves several answers to a prompt"):
         load_recipe(ALONE | own | asked)
     assert load_recipe(ALONE | own | asked | {"prompts": {"source": "p.jsonl"}})
 
