@@ -39,7 +39,9 @@ def test_it_recovers_half_of_the_gap_and_is_done_then(tmp_path: Path) -> None:
     assert len(set(finals.values())) == 3
     report = (run / "report.html").read_text()
     assert all(name in report for name in stages)
-    tables = [csv.DictReader(file.open(), delimiter="\t") for file in (run / "benchmarks").rglob("*.tsv")]
+    tables = [
+        csv.DictReader(file.read_text().splitlines(), delimiter="\t") for file in (run / "benchmarks").rglob("*.tsv")
+    ]
     peaks = [float(row["max_rss"]) for table in tables for row in table if row["max_rss"] not in ("NA", "-")]
     assert peaks
     assert max(peaks) < MEMORY
