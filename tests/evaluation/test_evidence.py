@@ -66,6 +66,15 @@ def test_arms_stand_side_by_side(run: Path) -> None:
         assert ET.parse(run / "evidence" / name).getroot().tag.endswith("svg")
 
 
+def test_what_is_withheld_is_said_with_its_reason(run: Path) -> None:
+    for file in run.glob("students/*/metrics.jsonl"):
+        rows = [{"operations": i, "held_out_loss": 1.0} for i in range(1, 11)]
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    write_evidence(run, load_recipe(RECIPE), run / "teacher", run / "evidence")
+    page = (run / "evidence/README.md").read_text()
+    assert "- kd, NLL at equal compute: what the teacher did before alone cost more" in page.split("## Withheld")[1]
+
+
 def test_logits_that_were_scored_are_paid_for(run: Path) -> None:
     """Those of gold text are; those that came with the answers are not, nor are those that another arm reads."""
     soft = ARM | {"objective": "topk_logits", "k": 8}
