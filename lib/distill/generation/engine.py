@@ -167,7 +167,8 @@ class Engine:
 
     def _asked_before(self, reading: Reading, prompt: tuple[int, ...]) -> bool:
         """Whether a prompt waits since before a reading: what is asked for later is behind all that waits already."""
-        return prompt in self.waiting and self.waiting[prompt][0][0] <= reading.newest
+        asked = self.waiting.get(prompt)
+        return bool(asked) and asked[0][0] <= reading.newest
 
     def _next(self) -> Reading:
         """The prompt that waits longest, and others of its length bucket. The shape follows from the bucket alone."""
@@ -187,7 +188,7 @@ class Engine:
         reading, placed = self.reading, []
         for prompt, row in reading.rows.items():
             asked = self.waiting.get(prompt)
-            while asked and len(placed) < len(lane.free):
+            while self._asked_before(reading, prompt) and len(placed) < len(lane.free):
                 name, request = asked.popleft()
                 placed.append((name, row, request))
             if asked is not None and not asked:
