@@ -118,7 +118,7 @@ def kill_when_kept(cluster: Cluster, bucket: Any, process: subprocess.Popen) -> 
         if pod := cluster.running("train"):
             found = bucket.objects.filter(Prefix="kept/tiny/students/sft/steps/manifest.json")
             files = [name for manifest in found for name in json.loads(manifest.get()["Body"].read())["files"]]
-            if any(name.split("/")[0].isdigit() for name in files):  # the metrics may be there before
+            if any(re.match(r"steps/\d+/", name) for name in files):  # the metrics may be there before
                 cluster.kill(pod)
                 return
 
