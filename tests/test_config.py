@@ -182,6 +182,8 @@ def test_stored_logits_are_of_one_answer_to_a_prompt() -> None:
     with pytest.raises(DistillError, match="keep leaves several answers to a prompt"):
         load_recipe(ALONE | own | asked)
     assert load_recipe(ALONE | own | asked | {"prompts": {"source": "p.jsonl"}})
+    asked["stages"]["kd"]["data"] = [{"source": "qa.jsonl"}]
+    assert load_recipe(ALONE | own | asked)
 
 
 def test_greedy_samples_of_one_prompt_would_be_equal() -> None:

@@ -26,8 +26,10 @@ def clean_run(results: Path, run: str) -> int:
         with ALIVE.open("r+") as alive:
             try:
                 fcntl.lockf(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except (BlockingIOError, PermissionError):  # the two ways to say that another one has it
                 raise DistillError("a snakemake is at work in this folder: wait for it, or stop it") from None
+            except OSError:
+                pass  # the disk knows no locks
     for file in folder.glob("students/*/steps.lock"):
         try:
             FileLock(file).acquire(timeout=0, poll_interval=0.05).lock.release()

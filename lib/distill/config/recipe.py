@@ -156,7 +156,8 @@ class Recipe(Settings):
                 raise ValueError(
                     f"stages.{name}.data: rows counts conversations, stored logits have samples: leave it out"
                 )
-            if self.prompts and self.prompts.duplicates == "keep" and self.dataset.completions == "own":
+            several = self.prompts and self.prompts.duplicates == "keep" and self.dataset.completions == "own"
+            if several and not all(part.published for part in stage.data):
                 raise ValueError(
                     f"prompts.duplicates: keep leaves several answers to a prompt, stages.{name} has logits of one: "
                     "drop, or take sft"
