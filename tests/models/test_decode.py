@@ -4,7 +4,6 @@ Sequences are longer than every window, so that rings come round, and than the o
 scaled rotary embedding.
 """
 
-import math
 from functools import partial
 
 import jax
@@ -26,7 +25,7 @@ from distill.models.cache import (
     slots_of,
 )
 from distill.models.int8 import quantize_weights
-from distill.models.turned import Turned
+from distill.models.panels import Panels
 
 PROMPTS = np.array([40, 29], np.int32)  # longer than a window of 24, and than the 32 slots of its ring
 
@@ -81,15 +80,9 @@ def test_cached_equals_uncached(name: str, holds) -> None:
 
 
 @pytest.mark.parametrize("eight_bits", [False, True])
-@pytest.mark.parametrize(
-    ("name", "wide"), [("llama_gqa_tied", 32), ("gemma3_text", 33), ("deepseek_v2_lite", 32), ("deepseek_v3", 32)]
-)
-def test_turned_weights_are_the_same_model(
-    name: str, wide: int, eight_bits: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a CPU decodes few rows, and many: all matrices turned, or those with a short side, k and v without q."""
+@pytest.mark.parametrize("name", ["llama_gqa_tied", "gemma3_text", "deepseek_v2_lite", "deepseek_v3"])
+def test_weights_in_panels_are_the_same_model(name: str, eight_bits: bool) -> None:
     config, params = load(name)
-    monkeypatch.setattr(layouts, "WIDE", wide)
     if eight_bits:
         params = quantize_weights(jax.tree.map(jnp.array, params))
     tokens = case(golden(name), "plain").tokens
@@ -104,16 +97,11 @@ def test_turned_weights_are_the_same_model(
             found.append(logits)
         return found
 
-    wanted = answers(params)
-    for rows, shortest in ((2, math.inf), (64, layouts.WIDE)):
-        changed = layouts.turned(config, params, rows)
-        leaves = jax.tree.leaves(changed, is_leaf=lambda leaf: isinstance(leaf, Turned))
-        found = [min(leaf.values.shape) for leaf in leaves if isinstance(leaf, Turned)]
-        assert found
-        assert max(found) < shortest
-        for ours, same in zip(answers(changed), wanted, strict=True):
-            np.testing.assert_allclose(ours, same, atol=1e-4)
-        assert layouts.turned(config, changed, rows)["embed"] is changed["embed"]
+    changed = layouts.for_products(config, params)
+    assert isinstance(changed["embed"], Panels)
+    for ours, same in zip(answers(changed), answers(params), strict=True):
+        np.testing.assert_allclose(ours, same, atol=1e-4)
+    assert layouts.for_products(config, changed)["embed"] is changed["embed"]
 
 
 @pytest.mark.parametrize("name", ["gemma3_text", "deepseek_v2_lite"])

@@ -94,7 +94,7 @@ class Engine:
         self.params, self.reading = self._laid_out(params), None
 
     def _laid_out(self, params: decoder.Params) -> decoder.Params:
-        return layouts.turned(self.setup.config, params, self.rows) if self.on_cpu else params
+        return layouts.for_products(self.setup.config, params) if self.on_cpu else params
 
     @property
     def running(self) -> int:

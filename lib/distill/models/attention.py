@@ -9,15 +9,16 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from distill.models.cache import SEGMENT, LayerCache, joined, write
+from distill.models.cache import SEGMENT, LayerCache, Pieces, joined, write
 from distill.models.config import ModelConfig
-from distill.models.int8 import wide
+from distill.models.int8 import Int8, wide
 from distill.models.layers import Norm, at_least_float32, biased, fan_in, product, products, weight, zeros
+from distill.models.panels import Panels
 from distill.models.rope import Rotation, rotate
-from distill.models.turned import Turned
 
 Fused = Literal["cudnn", "xla"]
 
@@ -57,13 +58,18 @@ class Attention(nnx.Module):
         if cache is not None:
             k, v = write(cache["k"], k, slots), write(cache["v"], v, slots)
             cache = {"k": k, "v": v}
-            k, v = wide(k), wide(v)
         if cache is not None and x.shape[1] == 1:
-            spoken = attend_one(self.config, q[:, 0], k, v, mask[:, 0], room or mask.shape[-1])[:, None]
+            spoken = self._attend_one(q[:, 0], k, v, mask[:, 0], room or mask.shape[-1])[:, None]
         else:
-            k, v = (k, v) if cache is None else (joined(k), joined(v))
+            k, v = (k, v) if cache is None else (joined(wide(k)), joined(wide(v)))
             spoken = attend(self.config, q, k, v, mask)
         return biased(from_heads(spoken, self.o[...]), self.o_bias), cache
+
+    def _attend_one(self, q: Array, k: Pieces, v: Pieces, mask: Array, room: int) -> Array:
+        """`attend_one`, in C where the weights say that this machine has it."""
+        if isinstance(self.q[...], Panels) and not isinstance(k[0], Int8):
+            return attend_one_in_c(self.config, q, k, v, mask)
+        return attend_one(self.config, q, wide(k), wide(v), mask, room)
 
     def spoken(self, x: Float[Array, "B T D"], turn: Rotation, mask: Bool[Array, "B T T"]) -> Float[Array, "B T N H"]:
         """What each head says over x itself, before it is projected back."""
@@ -83,18 +89,18 @@ class Attention(nnx.Module):
         return q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
 
 
-def all_to_heads(x: Float[Array, "B T D"], *weights: Float[Array, "_ H D"] | Turned) -> list[Float[Array, "B T _ H"]]:
+def all_to_heads(x: Float[Array, "B T D"], *weights: Float[Array, "_ H D"] | Panels) -> list[Float[Array, "B T _ H"]]:
     """x projected to the heads of each weight. As one matrix: for three axes XLA makes a transposed copy each time."""
     pairs = zip(products(x, *weights), weights, strict=True)
     return [y.reshape(*x.shape[:2], *weight.shape[:2]) for y, weight in pairs]
 
 
-def to_heads(x: Float[Array, "B T D"], weight: Float[Array, "N H D"] | Turned) -> Float[Array, "B T N H"]:
+def to_heads(x: Float[Array, "B T D"], weight: Float[Array, "N H D"] | Panels) -> Float[Array, "B T N H"]:
     """`all_to_heads` with one weight."""
     return all_to_heads(x, weight)[0]
 
 
-def from_heads(x: Float[Array, "B T N H"], weight: Float[Array, "D N H"] | Turned) -> Float[Array, "B T D"]:
+def from_heads(x: Float[Array, "B T N H"], weight: Float[Array, "D N H"] | Panels) -> Float[Array, "B T D"]:
     """The sum of what the heads say, projected back."""
     return product(x.reshape(*x.shape[:2], -1), weight)
 
@@ -152,6 +158,19 @@ def attend_one(
     weights = settled_weights(config, [scored(part) for part in keys], mask[:, None, None], room)
     parts = [spoken(w.astype(part.dtype), part) for w, part in zip(weights, values, strict=True)]
     return in_order(parts, axis=2).astype(v[0].dtype).reshape(len(q), -1, v[0].shape[-1])
+
+
+def attend_one_in_c(
+    config: ModelConfig,
+    q: Float[Array, "B N H"],
+    k: list[Float[Array, "B K S H"]],
+    v: list[Float[Array, "B K S H"]],
+    mask: Bool[Array, "B S"],
+) -> Float[Array, "B N H"]:
+    """`attend_one` by native/attention.c, in float32: a row meets as many slots as it sees."""
+    call = jax.ffi.ffi_call("distill_attention", jax.ShapeDtypeStruct(q.shape, q.dtype))
+    how = {"scale": np.float32(config.attention_scale), "cap": np.float32(config.attention_softcap or 0)}
+    return call(q, mask, *(part for pair in zip(k, v, strict=True) for part in pair), **how)
 
 
 def segments(x: Float[Array, "... S H"]) -> Float[Array, "... O J H"]:

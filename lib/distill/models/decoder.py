@@ -26,8 +26,8 @@ from distill.models.layers import FeedForward, Norm, at_least_float32, product, 
 from distill.models.lora import Adapters, merged
 from distill.models.mla import LatentAttention
 from distill.models.moe import MixtureOfExperts, balance
+from distill.models.panels import Panels
 from distill.models.rope import Rotation, rotation, sequence_lengths
-from distill.models.turned import Turned
 
 Params = dict[str, Any]
 Remat = Literal["none", "dots", "full"]
@@ -263,7 +263,7 @@ def logits(config: ModelConfig, params: Params, hidden: Float[Array, "... D"]) -
 
 
 def scores(
-    config: ModelConfig, hidden: Float[Array, "... D"], head: Float[Array, "V D"] | Turned
+    config: ModelConfig, hidden: Float[Array, "... D"], head: Float[Array, "V D"] | Panels
 ) -> Float[Array, "... V"]:
     """`logits`, with the head given apart."""
     if hidden.ndim == 3:

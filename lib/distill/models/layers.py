@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from distill.models.config import ModelConfig
-from distill.models.turned import Turned
+from distill.models.panels import Panels, panel_products
 
 Start = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
@@ -74,20 +74,20 @@ class FeedForward(nnx.Module):
 
 
 def products(
-    x: Float[Array, "B T D"], *weights: Float[Array, "... D"] | Turned, wide: bool = False
+    x: Float[Array, "B T D"], *weights: Float[Array, "... D"] | Panels, wide: bool = False
 ) -> tuple[Float[Array, "B T F"], ...]:
     """x Wᵀ for each W, whose last axes come to D and whose first ones to F; `wide` for results in float32 or wider.
 
-    On a CPU one token a row is turned into columns where the weights are not turned: a tall matrix times few columns
-    takes a fifth less time than few rows times a wide one. Barriers keep XLA from turning them back.
+    By XLA on a CPU one token a row is turned into columns: a tall matrix times few columns takes a fifth less time than
+    few rows times a wide one. Barriers keep XLA from turning them back.
     """
+    if isinstance(weights[0], Panels):
+        return panel_products(x, weights)
     how = {"preferred_element_type": at_least_float32(x)} if wide else {}
     few = x.shape[1] == 1 and jax.default_backend() == "cpu"
     columns = jax.lax.optimization_barrier(x[:, 0].T) if few else None
 
-    def times(weight: Array | Turned) -> Array:
-        if isinstance(weight, Turned):
-            return jnp.einsum("BTD,DF->BTF", x, weight.values, **how)
+    def times(weight: Array) -> Array:
         matrix = weight.reshape(-1, x.shape[-1])
         if columns is None:
             return jnp.einsum("BTD,FD->BTF", x, matrix, **how)
@@ -97,7 +97,7 @@ def products(
 
 
 def product(
-    x: Float[Array, "B T D"], weight: Float[Array, "... D"] | Turned, *, wide: bool = False
+    x: Float[Array, "B T D"], weight: Float[Array, "... D"] | Panels, *, wide: bool = False
 ) -> Float[Array, "B T F"]:
     """`products` with one matrix."""
     return products(x, weight, wide=wide)[0]

@@ -1,6 +1,5 @@
 """From one layout of a decoder's weights to another: for training, for decoding, and for decoding on a CPU."""
 
-import math
 from typing import Any
 
 import jax
@@ -10,28 +9,28 @@ from distill.models.config import ModelConfig
 from distill.models.decoder import Params, weight_axes
 from distill.models.int8 import Int8
 from distill.models.lora import sides
-from distill.models.turned import Turned, turn
+from distill.models.panels import Panels, fits_panels, panelled
+from distill.native.library import kernels
 
 MULTIPLIED = frozenset(["embed", "head", "q", "k", "v", "o", "q_a", "q_b", "kv_a", "k_rope", "gate", "up", "down"])
 """Weights that `layers.products` is given, where they are not an expert's."""
-FEW_ROWS, WIDE = 16, 512
-"""With more rows, weights that take and give so much are faster as they are, by a tenth."""
 
 
-def turned(config: ModelConfig, params: Params, rows: int) -> Params:
-    """Unscanned weights as a CPU multiplies them with `rows` rows: some of those of `layers.products` are turned."""
+def for_products(config: ModelConfig, params: Params) -> Params:
+    """Unscanned weights as this machine multiplies with them: on a CPU those of `layers.products` are in panels."""
+    native = kernels()
+    if native is None or params["embed"].dtype != jnp.float32:
+        return params
     axes = weight_axes(config)
 
     def each(path: tuple[jax.tree_util.DictKey, ...], leaf: Any) -> Any:
         names = [key.key for key in path]
-        if isinstance(leaf, Turned) or names[-1] not in MULTIPLIED or "experts" in names:
+        if isinstance(leaf, Panels) or names[-1] not in MULTIPLIED or "experts" in names:
             return leaf
         taken = len(sides(axes[".".join(names)])[2])
-        sides_of = math.prod(leaf.shape[:-taken]), math.prod(leaf.shape[-taken:])
-        left = (rows > FEW_ROWS and min(sides_of) >= WIDE) or (isinstance(leaf, Int8) and taken > 1)
-        return leaf if left else turn(leaf, taken)
+        return panelled(leaf, taken, native.distill_panel()) if fits_panels(leaf, taken) else leaf
 
-    return jax.tree_util.tree_map_with_path(each, params, is_leaf=lambda leaf: isinstance(leaf, Int8 | Turned))
+    return jax.tree_util.tree_map_with_path(each, params, is_leaf=lambda leaf: isinstance(leaf, Int8 | Panels))
 
 
 def stack(config: ModelConfig, params: Params) -> Params:

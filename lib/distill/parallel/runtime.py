@@ -22,10 +22,14 @@ def start() -> None:
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "distill" / f"jax-{_machine()}"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / f"jax-{machine()}"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept for this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distill"
 
 
 def simulate(devices: int) -> None:
@@ -69,7 +73,7 @@ def _share() -> list[int] | None:
     return list(range(first, first + share))
 
 
-def _machine() -> str:
+def machine() -> str:
     """Eight hex digits of the processor's kind."""
     try:
         text = Path("/proc/cpuinfo").read_text()

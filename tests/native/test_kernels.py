@@ -1,0 +1,163 @@
+"""The kernels in C say what XLA says, and a row's bits are its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import tiny_config
+
+from distill.models.attention import attend, attend_one_in_c
+from distill.models.families import config_from_hf
+from distill.models.int8 import quantized
+from distill.models.panels import panel_products, panelled
+from distill.native.library import kernels
+
+WIDTH = kernels().distill_panel()
+ROOM = 320
+
+
+def weights(*shapes: tuple[int, int]) -> list[jax.Array]:
+    return [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("depth", [1, 7, 64, 1024, 1025, 2500])
+@pytest.mark.parametrize("eight_bits", [False, True])
+def test_products_of_any_size(depth: int, eight_bits: bool) -> None:
+    """Outputs that fill no panel, one, several; rows that fill no block, one, several."""
+    matrices = weights((1, depth), (WIDTH, depth), (5 * WIDTH + 3, depth))
+    given = [quantized(matrix) for matrix in matrices] if eight_bits else matrices
+    panels = tuple(panelled(matrix, 1, WIDTH) for matrix in given)
+    exact = [np.asarray(m.wide() if eight_bits else m, np.float64) for m in given]
+    for rows in (1, 2, 5, 6, 7, 13, 15, 29, 64):
+        x = jax.random.normal(jax.random.key(rows), (rows, 1, depth))
+        for ours, matrix in zip(jax.jit(panel_products)(x, panels), exact, strict=True):
+            wanted = np.asarray(x, np.float64)[:, 0] @ matrix.T
+            np.testing.assert_allclose(ours[:, 0], wanted, atol=2e-6 * depth**0.5 * 10, rtol=1e-5)
+
+
+@pytest.mark.parametrize("eight_bits", [False, True])
+def test_bits_of_a_row_depend_on_that_row_alone(eight_bits: bool) -> None:
+    """However many rows there are, whichever it is, and whatever else is multiplied with it."""
+    matrices = weights((3 * WIDTH + 5, 1300), (9 * WIDTH, 1300))
+    panels = tuple(panelled(quantized(m) if eight_bits else m, 1, WIDTH) for m in matrices)
+    x = jax.random.normal(jax.random.key(9), (64, 1, 1300))
+    whole = panel_products(x, panels)
+    for rows in (slice(0, 1), slice(5, 6), slice(3, 5), slice(7, 20), slice(31, 64)):
+        for i, ours in enumerate(panel_products(x[rows], panels)):
+            assert np.array_equal(ours, whole[i][rows])
+        assert np.array_equal(panel_products(x[rows], panels[1:])[0], whole[1][rows])
+    assert np.array_equal(panel_products(x.reshape(2, 32, -1), panels)[0].reshape(64, 1, -1), whole[0])
+
+
+def test_rows_of_an_embedding_in_panels() -> None:
+    (matrix,) = weights((3 * WIDTH + 5, 24))
+    tokens = jnp.asarray([[0, WIDTH - 1, WIDTH], [3 * WIDTH + 4, 7, 1]])
+    assert np.array_equal(panelled(matrix, 1, WIDTH)[tokens], matrix[tokens])
+    eight = quantized(matrix)
+    assert np.array_equal(panelled(eight, 1, WIDTH)[tokens], eight[tokens].wide())
+
+
+def attention_case(heads: int, kv_heads: int, depth: int, cap: float | None = None) -> tuple:
+    config = config_from_hf(tiny_config(num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=depth))
+    config = config._replace(attention_softcap=cap) if hasattr(config, "_replace") else config
+    config = config.model_copy(update={"attention_softcap": cap})
+    keys = jax.random.split(jax.random.key(0), 3)
+    q = jax.random.normal(keys[0], (6, heads, depth))
+    k, v = (jax.random.normal(key, (6, kv_heads, ROOM, depth)) for key in keys[1:])
+    return config, 3 * q, k, v
+
+
+def seen_by(lengths: list[int], window: int = ROOM) -> jax.Array:
+    slots, ends = jnp.arange(ROOM)[None], jnp.asarray(lengths)[:, None]
+    return (slots < ends) & (slots >= ends - window)
+
+
+def cut(x: jax.Array, *sizes: int) -> list[jax.Array]:
+    return jnp.split(x, np.cumsum(sizes)[:-1], axis=-2)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (6, 2), (4, 1)])
+@pytest.mark.parametrize("depth", [6, 8, 48, 64, 80, 130])
+@pytest.mark.parametrize("window", [ROOM, 70, 3])
+def test_attention_over_pieces(heads: int, kv_heads: int, depth: int, window: int) -> None:
+    config, q, k, v = attention_case(heads, kv_heads, depth)
+    seen = seen_by([1, 2, 64, 65, 200, ROOM], window)
+    ours = attend_one_in_c(config, q, cut(k, 64, 64, 128, 64), cut(v, 64, 64, 128, 64), seen)
+    wanted = attend(config, q[:, None], k, v, seen[:, None])[:, 0]
+    np.testing.assert_allclose(ours, wanted, atol=3e-6)
+
+
+def test_what_a_row_does_not_see_reaches_no_bit() -> None:
+    """Neither slots behind its own, nor how they are cut into pieces, nor other rows."""
+    config, q, k, v = attention_case(6, 2, 48)
+    lengths = [1, 3, 64, 100, 128, 190]
+    seen = seen_by(lengths)
+    whole = attend_one_in_c(config, q, [k], [v], seen)
+    few = [k[..., :192, :]], [v[..., :192, :]]
+    assert np.array_equal(attend_one_in_c(config, q, *few, seen[:, :192]), whole)
+    assert np.array_equal(attend_one_in_c(config, q, cut(k, 64, 128, 128), cut(v, 64, 128, 128), seen), whole)
+    unseen = jnp.where(seen[:, None, :, None], 0.0, 1e9)
+    assert np.array_equal(attend_one_in_c(config, q, [k + unseen], [v + unseen], seen), whole)
+    for row in range(6):
+        one = slice(row, row + 1)
+        assert np.array_equal(attend_one_in_c(config, q[one], [k[one]], [v[one]], seen[one]), whole[one])
+
+
+def test_a_ring_whose_oldest_slots_are_not_seen() -> None:
+    """Holes in front, behind and over whole blocks."""
+    config, q, k, v = attention_case(2, 2, 16)
+    seen = np.ones((6, ROOM), bool)
+    for row, hole in enumerate([(0, 64), (64, 192), (10, 20), (0, 319), (1, 320), (63, 65)]):
+        seen[row, hole[0] : hole[1]] = False
+    ours = attend_one_in_c(config, q, [k], [v], jnp.asarray(seen))
+    np.testing.assert_allclose(ours, attend(config, q[:, None], k, v, seen[:, None])[:, 0], atol=3e-6)
+
+
+def test_scores_with_a_soft_cap() -> None:
+    config, q, k, v = attention_case(2, 2, 16, cap=2.0)
+    seen = seen_by([1, 2, 64, 65, 200, ROOM])
+    ours = attend_one_in_c(config, 9 * q, [k], [v], seen)
+    np.testing.assert_allclose(ours, attend(config, 9 * q[:, None], k, v, seen[:, None])[:, 0], atol=3e-6)
+
+
+def load(environment: dict[str, str]) -> tuple[str, str]:
+    """What a process of its own finds, and says."""
+    code = "from distill.native.library import kernels; print(kernels() is not None)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip(), done.stderr
+
+
+def test_they_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    assert load(environment) == ("True", "")
+    (made,) = (tmp_path / "distill").iterdir()
+    before = made.stat()
+    assert load(environment) == ("True", "")
+    assert list((tmp_path / "distill").iterdir()) == [made]
+    assert made.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_without_a_compiler_xla_stands_in(tmp_path: Path) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    found, said = load(environment | {"CC": "no-such-compiler"})
+    assert found == "False"
+    assert "no C compiler (no-such-compiler)" in said
+    found, said = load(environment | {"CC": "false"})
+    assert found == "False"
+    assert "not compiled" in said
+    assert load(environment | {"DISTILL_KERNELS": "off"}) == ("False", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["cc -D__AVX512F__=1", "cc -U__AVX2__"])
+def test_vectors_of_other_widths(compiler: str) -> None:
+    """The code for processors with other vectors, lowered to those of this one."""
+    some = "any_size or row_alone or soft_cap or not_seen"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "not slow", __file__, "-k", some]
+    done = subprocess.run(command, env=os.environ | {"CC": compiler}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
