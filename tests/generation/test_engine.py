@@ -18,6 +18,7 @@ from distill.generation.sampling import Draw
 from distill.generation.seeds import request_seed
 from distill.models import decoder
 from distill.models.families import config_from_hf
+from distill.native import weights as native_weights
 from distill.parallel.mesh import make_mesh, weight_sharding
 
 CONFIG = config_from_hf(tiny_config(max_position_embeddings=512))
@@ -70,11 +71,27 @@ def answered() -> tuple[list[Request], list[Result]]:
 
 
 def test_order_and_neighbours_change_no_bit(answered) -> None:
-    asked, whole = answered
+    assert_only_its_own(*answered)
+
+
+def assert_only_its_own(asked: list[Request], whole: list[Result]) -> None:
+    """Asked in another order, and each one alone."""
     order = np.random.default_rng(1).permutation(len(asked))
     assert run([asked[i] for i in order]) == [whole[i] for i in order]
     shared = engine()
     assert [next(shared.run([asked[i]]))[1] for i in range(10)] == whole[:10]
+
+
+def test_without_the_kernels_in_c_it_says_the_same(answered, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bits of a probability, but for a draw that these decide; and of its own it changes no bit either."""
+    asked, with_them = answered
+    monkeypatch.setattr(native_weights, "kernels", lambda: None)
+    without = run(asked)
+    same = [(a, b) for a, b in zip(without, with_them, strict=True) if a.tokens == b.tokens]
+    assert len(same) > 0.9 * len(asked)
+    assert all(np.allclose(a.logprobs, b.logprobs, atol=1e-4) for a, b in same)
+    assert any(a.logprobs != b.logprobs for a, b in same)
+    assert_only_its_own(asked, without)
 
 
 def test_more_samples_leave_the_first_ones_as_they_were() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from golden_models import LENGTH, NAMES, QUICKLY, case, golden, load
 
-from distill.models import decoder, layouts
+from distill.models import decoder
 from distill.models.cache import (
     Caches,
     cut_to,
@@ -26,6 +26,7 @@ from distill.models.cache import (
 )
 from distill.models.int8 import quantize_weights
 from distill.models.panels import Panels
+from distill.native.weights import for_products
 
 PROMPTS = np.array([40, 29], np.int32)  # longer than a window of 24, and than the 32 slots of its ring
 
@@ -97,11 +98,11 @@ def test_weights_in_panels_are_the_same_model(name: str, eight_bits: bool) -> No
             found.append(logits)
         return found
 
-    changed = layouts.for_products(config, params)
+    changed = for_products(config, params)
     assert isinstance(changed["embed"], Panels)
     for ours, same in zip(answers(changed), answers(params), strict=True):
         np.testing.assert_allclose(ours, same, atol=1e-4)
-    assert layouts.for_products(config, changed)["embed"] is changed["embed"]
+    assert for_products(config, changed)["embed"] is changed["embed"]
 
 
 @pytest.mark.parametrize("name", ["gemma3_text", "deepseek_v2_lite"])

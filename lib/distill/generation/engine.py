@@ -18,9 +18,10 @@ from distill.errors import DistillError
 from distill.generation.lane import Lane
 from distill.generation.programs import PREFILL_ROWS, Setup, Telling, prefill, rounded
 from distill.generation.requests import Request, Result
-from distill.models import decoder, layouts
+from distill.models import decoder
 from distill.models.cache import Caches
 from distill.models.config import ModelConfig
+from distill.native.weights import for_products
 
 LANE = 32
 """Slots that are worth a lane of their own on a CPU: fewer rows would pay for reading the weights twice."""
@@ -94,7 +95,7 @@ class Engine:
         self.params, self.reading = self._laid_out(params), None
 
     def _laid_out(self, params: decoder.Params) -> decoder.Params:
-        return layouts.for_products(self.setup.config, params) if self.on_cpu else params
+        return for_products(self.setup.config, params) if self.on_cpu else params
 
     @property
     def running(self) -> int:

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import click
 import jax
@@ -25,9 +26,17 @@ ARCHITECTURE = "-march=native" if platform.machine() in ("x86_64", "AMD64") else
 FLAGS = ("-O3", ARCHITECTURE, "-shared", "-fPIC", "-std=gnu11")
 
 
-@cache
+_one_at_a_time = Lock()
+
+
 def kernels() -> ctypes.CDLL | None:
     """The compiled kernels, their calls known to JAX; None where XLA's own code stands in."""
+    with _one_at_a_time:
+        return _loaded()
+
+
+@cache
+def _loaded() -> ctypes.CDLL | None:
     if os.environ.get("DISTILL_KERNELS") == "off" or jax.default_backend() != "cpu":
         return None
     compiler = shlex.split(os.environ.get("CC") or "cc")

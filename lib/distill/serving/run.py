@@ -12,9 +12,11 @@ import uvicorn
 from distill.checkpoints.info import ModelInfo, read_info
 from distill.checkpoints.store import load_weights
 from distill.closure import digest
+from distill.config import ONE_DEVICE
 from distill.errors import DistillError
 from distill.generation import engine
 from distill.models.int8 import quantize_weights
+from distill.native.library import kernels
 from distill.parallel.mesh import engine_mesh
 from distill.serving.server import Service, Serving
 from distill.serving.worker import Failed, Worker
@@ -82,6 +84,7 @@ def facts(info: ModelInfo, settings: Serving) -> dict[str, Any]:
         "int8": sorted(settings.int8),
         "told": {"top": settings.top_logprobs, "sampled": settings.sampled_logits},
         "engine": digest(Path(engine.__file__)),
+        "kernels": "xla" if kernels() is None or settings.mesh != ONE_DEVICE else "c",
     }
 
 

@@ -32,6 +32,9 @@ from distill.files import digest, read_json, write_json
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SCRIPT = PACKAGE.parents[1] / "scripts/serve.py"
+CODE = (".py", ".c", ".h")
+DECIDING = ("JAX_", "XLA_", "DISTILL_KERNELS", "CC")
+"""Environment variables that begin so decide which code answers."""
 POLL = 0.05  # seconds
 BUSY = 10.0  # seconds that a busy server is waited for before it is left alone
 HELD: list[TextIO] = []
@@ -106,14 +109,14 @@ def files_of(
 ) -> Files:
     """The files of the server that answers for a model and engine settings, with the code as it is now."""
     code = hashlib.sha256()
-    for file in [SCRIPT, *sorted(PACKAGE.rglob("*.py"))]:
+    for file in [SCRIPT, *sorted(file for file in PACKAGE.rglob("*") if file.suffix in CODE)]:
         code.update(str(file.relative_to(PACKAGE.parents[1])).encode() + b"\0" + file.read_bytes())
     key = {
         "teacher": hashlib.sha256((params / "model.json").read_bytes()).hexdigest(),
         "engine": [slots, max_length, mesh.model_dump(), sorted(int8), top, sampled],
         "code": code.hexdigest(),
         "python": sys.executable,
-        "jax": {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_"))},
+        "jax": {name: value for name, value in os.environ.items() if name.startswith(DECIDING)},
         "devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "node": [socket.gethostname(), os.environ.get("SLURM_JOB_ID")],
     }
