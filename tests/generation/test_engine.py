@@ -82,6 +82,7 @@ def assert_only_its_own(asked: list[Request], whole: list[Result]) -> None:
     assert [next(shared.run([asked[i]]))[1] for i in range(10)] == whole[:10]
 
 
+@pytest.mark.skipif(native_weights.kernels() is None, reason="no C compiler")
 def test_without_the_kernels_in_c_it_says_the_same(answered, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bits of a probability, but for a draw that these decide; and of its own it changes no bit either."""
     asked, with_them = answered

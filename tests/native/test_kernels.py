@@ -17,6 +17,8 @@ from distill.models.int8 import quantized
 from distill.models.panels import panel_products, panelled
 from distill.native.library import kernels
 
+if kernels() is None:
+    pytest.skip("no C compiler", allow_module_level=True)
 WIDTH = kernels().distill_panel()
 ROOM = 320
 
@@ -116,6 +118,15 @@ def test_a_ring_whose_oldest_slots_are_not_seen() -> None:
         seen[row, hole[0] : hole[1]] = False
     ours = attend_one_in_c(config, q, [k], [v], jnp.asarray(seen))
     np.testing.assert_allclose(ours, attend(config, q[:, None], k, v, seen[:, None])[:, 0], atol=3e-6)
+
+
+def test_what_is_not_a_number_is_not_hidden() -> None:
+    config, q, k, v = attention_case(2, 2, 16)
+    seen = seen_by([1, 2, 64, 65, 200, ROOM])
+    ours = attend_one_in_c(config, q, [k.at[4, 0, 70].set(jnp.nan)], [v], seen)
+    assert np.isnan(ours[4, 0]).all()
+    assert np.isfinite(ours[4, 1]).all()
+    assert np.isfinite(ours[5]).all()
 
 
 def test_scores_with_a_soft_cap() -> None:

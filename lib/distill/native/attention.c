@@ -38,12 +38,13 @@ INLINE float total(vec v) {
   return v[0] + v[1];
 }
 
-// exp of x ≤ 0, to 1e-7 of itself; what is below 1e-37 becomes that. 2^n · e^r with |r| ≤ ln 2 / 2, e^r by its series.
+// exp of x ≤ 0, to 1e-7 of itself; what is below 1e-37 becomes that, NaN stays. 2^n · e^r with |r| ≤ ln 2 / 2, e^r by its series.
 INLINE vec exponential(vec x) {
   const float floor = -85.0f, shift = 12582912.0f;  // 1.5 · 2^23: adding it rounds
   union { vec f; ivec i; } power;
   vec lowest = (vec){0} + floor;
-  x = (vec)(((ivec)x & (ivec)(x > lowest)) | ((ivec)lowest & ~(ivec)(x > lowest)));
+  ivec low = (ivec)(x < lowest);
+  x = (vec)(((ivec)lowest & low) | ((ivec)x & ~low));
   vec n = x * 1.44269504f + shift;
   power.f = n;
   n -= shift;
@@ -129,7 +130,7 @@ static void one_query(const Attention *all, int64_t row, int64_t head, int64_t e
       vec sum = {0};
       for (int64_t i = 0; i < BLOCK; i += WIDTH) {
         vec score = *(vec *)(weights + i), mass_of = exponential(score - now);
-        mass_of = (vec)((ivec)mass_of & (ivec)(score > (vec){0} - INFINITY));
+        mass_of = (vec)((ivec)mass_of & ~(ivec)(score == (vec){0} - INFINITY));
         *(vec *)(weights + i) = mass_of;
         sum += mass_of;
       }

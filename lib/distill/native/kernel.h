@@ -1,4 +1,5 @@
 // What the kernels share: vectors of the processor's width, and XLA's threads.
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -27,6 +28,8 @@ typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias))
 #else
 #define PAUSE() ((void)0)
 #endif
+
+enum { SPINS = 10000 };  // looks for the last helper's end, before its processor is left to others
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -93,7 +96,10 @@ static void in_parallel(XLA_FFI_CallFrame *frame, int64_t tasks, int64_t each, P
     }
   }
   take_part(job);
-  while (atomic_load(&job->done) < tasks) PAUSE();
+  for (int64_t spins = 0; atomic_load(&job->done) < tasks; spins++) {
+    if (spins < SPINS) PAUSE();
+    else sched_yield();
+  }
   release(job);
 }
 
