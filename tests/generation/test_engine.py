@@ -1,6 +1,7 @@
 """A sample is what the model says, and does not depend on who else is asked."""
 
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ def assert_only_its_own(asked: list[Request], whole: list[Result]) -> None:
     assert [next(shared.run([asked[i]]))[1] for i in range(10)] == whole[:10]
 
 
-@pytest.mark.skipif(native_weights.kernels() is None, reason="no C compiler")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 def test_without_the_kernels_in_c_it_says_the_same(answered, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bits of a probability, but for a draw that these decide; and of its own it changes no bit either."""
     asked, with_them = answered
@@ -217,6 +218,15 @@ def test_what_does_not_fit_is_refused() -> None:
     for prompt, tokens in (((), 5), ((9,) * 60, 5), ((9,), 0)):
         with pytest.raises(DistillError, match="do not fit 64 positions"):
             engine().submit(Request(prompt, 0, 0, tokens))
+
+
+def test_weights_that_are_the_engines_own_are_not_kept_twice() -> None:
+    own = jax.tree.map(jnp.array, PARAMS)
+    given = Engine(CONFIG, own, slots=8, max_length=64, real_vocab=38, own=True)
+    asked = requests(4)
+    assert [result for _, result in sorted(given.run(asked), key=lambda item: item[0])] == run(asked)
+    kept = {id(leaf) for leaf in jax.tree.leaves(given.params)}
+    assert all(leaf.is_deleted() or id(leaf) in kept for leaf in jax.tree.leaves(own))
 
 
 def test_damaged_weights_are_named_rather_than_sampled() -> None:

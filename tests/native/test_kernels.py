@@ -1,6 +1,7 @@
 """The kernels in C say what XLA says, and a row's bits are its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -18,7 +19,7 @@ from distill.models.int8 import quantized
 from distill.models.panels import panel_products, panelled
 from distill.native.library import kernels
 
-if kernels() is None:
+if shutil.which("cc") is None:
     pytest.skip("no C compiler", allow_module_level=True)
 WIDTH = kernels().distill_panel()
 ROOM = 320
@@ -124,10 +125,11 @@ def test_a_ring_whose_oldest_slots_are_not_seen() -> None:
 def test_what_is_not_a_number_is_not_hidden() -> None:
     config, q, k, v = attention_case(2, 2, 16)
     seen = seen_by([1, 2, 64, 65, 200, ROOM])
-    ours = attend_one_in_c(config, q, [k.at[4, 0, 70].set(jnp.nan)], [v], seen)
-    assert np.isnan(ours[4, 0]).all()
-    assert np.isfinite(ours[4, 1]).all()
-    assert np.isfinite(ours[5]).all()
+    for slot in (0, 70, 128, 199):  # first, amid a block, first of the last block, newest
+        ours = attend_one_in_c(config, q, [k.at[4, 0, slot].set(jnp.nan)], [v], seen)
+        assert np.isnan(ours[4, 0]).all()
+        assert np.isfinite(ours[4, 1]).all()
+        assert np.isfinite(ours[5]).all()
 
 
 def test_scores_with_a_soft_cap() -> None:
@@ -144,7 +146,13 @@ def load(environment: dict[str, str]) -> tuple[str, str]:
     return done.stdout.strip(), done.stderr
 
 
-def test_they_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_can_be_kept_they_are_compiled_for_the_process(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    environment = {"PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path / "file"), "JAX_PLATFORMS": "cpu"}
+    assert load(environment) == ("True", "")
+
+
+def test_they_are_compiled_once(tmp_path: Path) -> None:
     environment = {"PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     assert load(environment) == ("True", "")
     (made,) = (tmp_path / "distill").iterdir()
@@ -158,18 +166,31 @@ def test_without_a_compiler_xla_stands_in(tmp_path: Path) -> None:
     environment = {"PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     found, said = load(environment | {"CC": "no-such-compiler"})
     assert found == "False"
-    assert "no C compiler (no-such-compiler)" in said
-    found, said = load(environment | {"CC": "false"})
-    assert found == "False"
-    assert "not compiled" in said
+    assert "there is no C compiler no-such-compiler: install gcc" in said
+    for broken in ("false", "cc 'open", "cc -fno-such-flag"):
+        found, said = load(environment | {"CC": broken})
+        assert found == "False"
+        assert "XLA's own code stands in" in said
     assert load(environment | {"DISTILL_KERNELS": "off"}) == ("False", "")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiler", ["cc -D__AVX512F__=1", "cc -U__AVX2__"])
-def test_vectors_of_other_widths(compiler: str) -> None:
+@pytest.mark.parametrize(
+    ("flags", "panel"),
+    [
+        ("-D__AVX512F__=1", 32),
+        ("-U__AVX512F__ -D__AVX2__=1", 16),
+        ("-U__AVX512F__ -U__AVX2__", 8),
+        ("-U__AVX512F__ -U__AVX2__ -D__ARM_NEON=1", 16),
+    ],
+)
+def test_vectors_of_other_widths(flags: str, panel: int) -> None:
     """The code for processors with other vectors, lowered to those of this one."""
-    some = "any_size or row_alone or soft_cap or not_seen"
+    environment = os.environ | {"CC": f"cc {flags}"}
+    code = "from distill.native.library import kernels; print(kernels().distill_panel())"
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert int(found.stdout) == panel
+    some = "any_size or row_alone or soft_cap or does_not_see"
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "not slow", __file__, "-k", some]
-    done = subprocess.run(command, env=os.environ | {"CC": compiler}, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

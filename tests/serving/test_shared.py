@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from serving import until
 
-from distill.config import EngineMesh
+from distill.config import ONE_DEVICE, EngineMesh
 from distill.errors import DistillError
 from distill.serving import shared
 from distill.serving.shared import Server, ensure_server, files_of, leave_servers
@@ -65,7 +65,9 @@ def test_a_server_over_two_devices(params: Path, monkeypatch: pytest.MonkeyPatch
         headers = {"Authorization": f"Bearer {server.token}"}
         with httpx2.Client(base_url=server.url, headers=headers, timeout=60, trust_env=False) as client:
             answers.append(client.post("/v1/completions", json=body).json()["choices"][0]["token_ids"])
-            assert client.get("/v1/models").json()["data"][0]["distill"]["mesh"] == mesh.model_dump()
+            told = client.get("/v1/models").json()["data"][0]["distill"]
+            assert told["mesh"] == mesh.model_dump()
+            assert told["kernels"] == ("c" if mesh == ONE_DEVICE and shutil.which("cc") else "xla")
     assert answers[0] == answers[1]
 
 
@@ -114,11 +116,14 @@ def test_the_key_covers_model_settings_code_and_node(
     keys += [files_of(params, 5, 64), files_of(params, 4, 65)]
     (model / "model.json").write_text(json.dumps(json.loads((model / "model.json").read_text()) | {"digest": "x"}))
     keys.append(files_of(model, 4, 64))
-    for name, value in (("SLURM_JOB_ID", "1"), ("XLA_FLAGS", "--x"), ("CUDA_VISIBLE_DEVICES", "1")):
+    for name, value in (
+        ("SLURM_JOB_ID", "1"), ("XLA_FLAGS", "--x"), ("CUDA_VISIBLE_DEVICES", "1"), ("DISTILL_KERNELS", "off"),
+        ("CC", "clang"),
+    ):  # fmt: skip
         with monkeypatch.context() as changed:
             changed.setenv(name, value)
             keys.append(files_of(params, 4, 64))
-    for file in ("lib/distill/generation/engine.py", "scripts/serve.py"):
+    for file in ("lib/distill/generation/engine.py", "lib/distill/native/kernel.h", "scripts/serve.py"):
         with (copy / file).open("a") as text:
             text.write("\nCHANGED = 1\n")
         keys.append(files_of(params, 4, 64))

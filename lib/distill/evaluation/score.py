@@ -80,6 +80,7 @@ def evaluate(
     requests = [Request(tuple(p), 0, 0, limit - len(p), greedy, stop_ids) for p in prompts]
     bar = tqdm(engine.run(requests), total=len(requests), desc=f"{name} answers", unit="prompt", file=sys.stderr)
     results = dict(bar)
+    del engine  # with its own layout of the weights, before others are loaded
     sums = np.zeros((len(held_out), 2))
     if scored:
         compared = None if teacher is None else load_weights(teacher)

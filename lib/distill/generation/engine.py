@@ -21,6 +21,7 @@ from distill.generation.requests import Request, Result
 from distill.models import decoder
 from distill.models.cache import Caches
 from distill.models.config import ModelConfig
+from distill.models.panels import Panels
 from distill.native.weights import for_products
 
 LANE = 32
@@ -49,10 +50,11 @@ class Reading:
 class Engine:
     """Decodes requests in `slots` rows; `max_length` is the longest prompt and completion together.
 
-    On a CPU many slots are two lanes: while one reads its caches, on one core, the other has products to compute.
+    On a CPU many slots are two lanes: what XLA does with one core in one leaves the other to the other's products.
     top, sampled: tell as many of the likeliest tokens a position, and draws from the distribution. mesh: the devices,
     if more than one; `params` lie on it.
     int8_cache: keys and values in eight bits; `models.int8.quantize_weights` does that to `params`.
+    own: `params` are the engine's alone, which need not keep them beside its own layout of them.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Engine:
         sampled: int = 0,
         mesh: Mesh | None = None,
         int8_cache: bool = False,
+        own: bool = False,
     ):
         if max_length > config.max_positions:
             raise DistillError(
@@ -81,7 +84,7 @@ class Engine:
         self.on_cpu = mesh is None and jax.default_backend() == "cpu"
         count = 2 if slots >= 2 * LANE and slots % 2 == 0 and self.on_cpu else 1
         self.rows, self.dtype = slots // count, params["embed"].dtype
-        self.params = self._laid_out(params)
+        self.params = self._laid_out(params, own)
         self.lanes = [Lane(self.setup, self.rows, self.dtype, alone=count == 1) for _ in range(count)]
         self.started: deque[Lane] = deque()  # whose decode steps are under way, the oldest first
         self.waiting: dict[tuple[int, ...], deque[tuple[int, Request]]] = {}  # by prompt, in order of arrival
@@ -92,10 +95,16 @@ class Engine:
         """Other weights of the same shapes, while no request is here. What was read with the old ones is forgotten."""
         if self.running or self.waiting:
             raise ValueError("a sample would begin with one model and end with another")
-        self.params, self.reading = self._laid_out(params), None
+        self.params = self.reading = None  # before others take as much memory
+        self.params = self._laid_out(params)
 
-    def _laid_out(self, params: decoder.Params) -> decoder.Params:
-        return for_products(self.setup.config, params) if self.on_cpu else params
+    def _laid_out(self, params: decoder.Params, own: bool = False) -> decoder.Params:
+        return for_products(self.setup.config, params, own=own) if self.on_cpu else params
+
+    @property
+    def kernels(self) -> str:
+        """`c` where products and attention are our own code, `xla` elsewhere; a sample's last bits follow from it."""
+        return "c" if isinstance(self.params["embed"], Panels) else "xla"
 
     @property
     def running(self) -> int:

@@ -137,7 +137,7 @@ def _door(params: Path, info: ModelInfo, settings: Generation, idle_seconds: flo
 
 def _key(info: ModelInfo, door: Door, settings: Generation) -> dict[str, Any]:
     """What decides an answer beside its prompt and number."""
-    by = [door.facts["engine"], door.facts["kernels"]] if door.own else [settings.endpoint, door.model]
+    by = [door.facts["engine"], door.facts.get("kernels", "xla")] if door.own else [settings.endpoint, door.model]
     names = ("sampling", "max_target_length", "slots", "mesh", "int8", "top_logits", "sampled_logits")
     decides = {name: settings.decides[name] for name in names if name in settings.decides}
     return {"teacher": info.digest, "tokenizer": info.tokenizer_hash, "by": by, "seed": settings.seed, **decides}

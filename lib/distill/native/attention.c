@@ -6,7 +6,12 @@
 
 #include "kernel.h"
 
-enum { BLOCK = 64, TOGETHER = 8, PIECES = 64 };
+enum {
+  BLOCK = 64,
+  TOGETHER = 8,    // vectors of a value that are summed together
+  PIECES = 64,
+  TASK = 1 << 17,  // multiplications that are worth another thread
+};
 
 typedef struct {
   const float *q, *k[PIECES], *v[PIECES];
@@ -118,15 +123,18 @@ static void one_query(const Attention *all, int64_t row, int64_t head, int64_t e
     for (int64_t j = 0; j < least(size, end - start); j += BLOCK) {
       int64_t count = least(BLOCK, least(size, end - start) - j);
       float weights[BLOCK], here = -INFINITY;
+      int any = 0;
       scores_of(q, all->k[piece] + at + j * depth, depth, count, weights);
       for (int64_t i = 0; i < BLOCK; i++) {
         float score = i < count ? weights[i] * all->scale : -INFINITY;
         if (all->cap) score = all->cap * tanhf(score / all->cap);
         weights[i] = i < count && seen[start + j + i] ? score : -INFINITY;
-        here = here > weights[i] ? here : weights[i];
+        any |= weights[i] != -INFINITY;
+        here = weights[i] > here ? weights[i] : here;
       }
-      if (here == -INFINITY) continue;
-      float now = peak > here ? peak : here, keep = peak == -INFINITY ? 0 : exponential((vec){0} + (peak - now))[0];
+      if (!any) continue;
+      float now = peak > here ? peak : here;
+      float keep = peak == -INFINITY ? 0 : exponential((vec){0} + (peak - now))[0];
       vec sum = {0};
       for (int64_t i = 0; i < BLOCK; i += WIDTH) {
         vec score = *(vec *)(weights + i), mass_of = exponential(score - now);
@@ -160,6 +168,8 @@ XLA_FFI_Error *distill_attention(XLA_FFI_CallFrame *frame) {
   Attention all = {.q = q->data, .seen = seen->data, .y = result(frame, 0)->data, .heads = q->dims[1],
                    .depth = q->dims[2], .slots = seen->dims[1], .pieces = (frame->args.size - 2) / 2};
   if (all.pieces > PIECES) return refused(frame, "more pieces of a cache than attention.c takes");
+  if (q->dtype != XLA_FFI_DataType_F32 || argument(frame, 2)->dtype != XLA_FFI_DataType_F32)
+    return refused(frame, "attention.c takes float32 alone");
   // XLA has the attributes in the order of their names.
   all.cap = *(float *)((XLA_FFI_Scalar *)frame->attrs.attrs[0])->value;
   all.scale = *(float *)((XLA_FFI_Scalar *)frame->attrs.attrs[1])->value;
@@ -168,6 +178,7 @@ XLA_FFI_Error *distill_attention(XLA_FFI_CallFrame *frame) {
     all.k[i] = k->data, all.v[i] = v->data, all.sizes[i] = k->dims[2], all.kv_heads = k->dims[1];
   }
   int64_t tasks = q->dims[0] * all.kv_heads, work = all.slots * all.depth * (all.heads / all.kv_heads);
-  in_parallel(frame, tasks, most(1, most(tasks / (16 * threads_of(frame)), (1 << 17) / most(work, 1))), some_queries, &all);
+  int64_t each = most(1, most(tasks / (16 * threads_of(frame)), TASK / most(work, 1)));
+  in_parallel(frame, tasks, each, some_queries, &all);
   return NULL;
 }

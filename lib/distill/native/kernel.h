@@ -105,7 +105,7 @@ static void in_parallel(XLA_FFI_CallFrame *frame, int64_t tasks, int64_t each, P
 
 // Whether XLA asks which version of its interface this is; the answer is given then.
 static int asks_version(XLA_FFI_CallFrame *frame) {
-  XLA_FFI_Extension_Base *extension = frame->extension_start;
+  __auto_type extension = frame->extension_start;  // newer headers have another name for its type
   if (!extension || extension->type != XLA_FFI_Extension_Metadata) return 0;
   XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)extension)->metadata;
   metadata->api_version.major_version = XLA_FFI_API_MAJOR;

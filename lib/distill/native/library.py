@@ -39,29 +39,37 @@ def kernels() -> ctypes.CDLL | None:
 def _loaded() -> ctypes.CDLL | None:
     if os.environ.get("DISTILL_KERNELS") == "off" or jax.default_backend() != "cpu":
         return None
-    compiler = shlex.split(os.environ.get("CC") or "cc")
-    if shutil.which(compiler[0]) is None:
-        click.echo(f"no C compiler ({compiler[0]}): products are XLA's own, which is slower", err=True)
-        return None
     try:
-        library = ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.CalledProcessError) as error:
-        why = getattr(error, "stderr", None) or str(error)
-        click.echo(f"the kernels in C were not compiled, XLA's own code stands in: {why.strip()[-500:]}", err=True)
+        compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
+        if shutil.which(compiler[0]) is None:
+            raise OSError(f"there is no C compiler {compiler[0]}: install gcc or clang, or name one by CC")
+        library = _opened(compiler)
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        why = (getattr(error, "stderr", None) or str(error)).strip()[-500:]
+        click.echo(f"kernels in C: {why}\nXLA's own code stands in, at about half the speed", err=True)
         return None
     for name in ("distill_products", "distill_attention"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return library
 
 
-def _compiled(compiler: list[str]) -> Path:
-    """The shared library; of one name for one compiler, processor and source, so that none is ever out of date."""
+def _opened(compiler: list[str]) -> ctypes.CDLL:
+    """From the user's cache folder; where there is none that can be written and run from, compiled for this process."""
+    try:
+        return ctypes.CDLL(str(_compiled(compiler, cache_folder())))
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
+        with tempfile.TemporaryDirectory() as folder:
+            return ctypes.CDLL(str(_compiled(compiler, Path(folder))))
+
+
+def _compiled(compiler: list[str], kept: Path) -> Path:
+    """The shared library in folder `kept`; named by compiler, processor and source, so that none is out of date."""
     folder = Path(__file__).resolve().parent
     version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, text=True).stdout
     total = hashlib.sha256(f"{machine()}\0{compiler}\0{version}\0{FLAGS}\0{jax.__version__}\0".encode())
     for name in SOURCES:
         total.update((folder / name).read_bytes())
-    made = cache_folder() / f"kernels-{total.hexdigest()[:16]}.so"
+    made = kept / f"kernels-{total.hexdigest()[:16]}.so"
     if not made.exists():
         made.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=made.parent) as scratch:

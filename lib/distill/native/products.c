@@ -1,6 +1,6 @@
 // x Wᵀ for rows x [M, D] and weights W that lie in panels [P, D, PANEL], several of them at once.
 //
-// Each entry is one chain of fused multiply-adds over D, in order: its bits depend on neither M, nor the row, nor the
+// Each entry is one chain of multiply-adds over D, in order: its bits depend on neither M, nor the row, nor the
 // other weights. Weights are float32, or whole numbers in eight bits with a scale for each output.
 #include "kernel.h"
 
@@ -145,6 +145,8 @@ XLA_FFI_Error *distill_products(XLA_FFI_CallFrame *frame) {
   for (int64_t i = 0, given = 1; i < all.count; i++) {
     const XLA_FFI_Buffer *w = argument(frame, given++), *y = result(frame, i);
     const float *scale = w->dtype == XLA_FFI_DataType_S8 ? argument(frame, given++)->data : NULL;
+    if (w->dims[1] != all.depth || w->dims[2] != PANEL || x->dtype != XLA_FFI_DataType_F32)
+      return refused(frame, "products.c takes float32, and panels of its own width");
     all.products[i] = (Product){w->data, scale, y->data, y->dims[y->rank - 1], panels, w->dims[0]};
     panels += w->dims[0];
   }

@@ -16,8 +16,11 @@ MULTIPLIED = frozenset(["embed", "head", "q", "k", "v", "o", "q_a", "q_b", "kv_a
 """Weights that `layers.products` is given, where they are not an expert's."""
 
 
-def for_products(config: ModelConfig, params: Params) -> Params:
-    """Unscanned weights as this machine multiplies with them: on a CPU those of `layers.products` are in panels."""
+def for_products(config: ModelConfig, params: Params, *, own: bool = False) -> Params:
+    """Unscanned weights as this machine multiplies with them: on a CPU those of `layers.products` are in panels.
+
+    own: the weights given are not needed any more, so that no second copy of the model is held.
+    """
     native = kernels()
     if native is None or params["embed"].dtype != jnp.float32:
         return params
@@ -28,6 +31,11 @@ def for_products(config: ModelConfig, params: Params) -> Params:
         if isinstance(leaf, Panels) or names[-1] not in MULTIPLIED or "experts" in names:
             return leaf
         taken = len(sides(axes[".".join(names)])[2])
-        return panelled(leaf, taken, native.distill_panel()) if fits_panels(leaf, taken) else leaf
+        if not fits_panels(leaf, taken):
+            return leaf
+        panels = jax.block_until_ready(panelled(leaf, taken, native.distill_panel()))
+        if own:
+            jax.tree.map(lambda array: array.delete(), leaf)
+        return panels
 
     return jax.tree_util.tree_map_with_path(each, params, is_leaf=lambda leaf: isinstance(leaf, Int8 | Panels))

@@ -12,11 +12,9 @@ import uvicorn
 from distill.checkpoints.info import ModelInfo, read_info
 from distill.checkpoints.store import load_weights
 from distill.closure import digest
-from distill.config import ONE_DEVICE
 from distill.errors import DistillError
 from distill.generation import engine
 from distill.models.int8 import quantize_weights
-from distill.native.library import kernels
 from distill.parallel.mesh import engine_mesh
 from distill.serving.server import Service, Serving
 from distill.serving.worker import Failed, Worker
@@ -31,25 +29,29 @@ def serve(params: Path, settings: Serving, announce: Callable[[str], None]) -> N
 
 
 async def _serve(params: Path, settings: Serving, announce: Callable[[str], None]) -> None:
-    info = read_info(params)
+    info, kernels = read_info(params), []
 
     def build() -> engine.Engine:
         mesh = engine_mesh(settings.mesh.model_dump())
         config, weights = load_weights(params, mesh=mesh)
         if "weights" in settings.int8:
             weights = quantize_weights(weights)
-        return engine.Engine(
+        made = engine.Engine(
             config, weights, slots=settings.slots, max_length=settings.max_length, real_vocab=info.real_vocab,
             top=settings.top_logprobs, sampled=settings.sampled_logits, mesh=mesh, int8_cache="cache" in settings.int8,
+            own=True,
         )  # fmt: skip
+        kernels.append(made.kernels)
+        return made
 
     opened = _open(settings)
     worker = Worker(build, asyncio.get_running_loop())
-    service = Service(info, load_tokenizer(params / "tokenizer"), settings, worker, facts(info, settings))
+    service = Service(info, load_tokenizer(params / "tokenizer"), settings, worker)
     try:
         await worker.ready
     except Failed as failure:
         raise DistillError(str(failure)) from None
+    service.facts = facts(info, settings, *kernels)
     worker.touched = time.monotonic()  # loading was no idleness
     server = uvicorn.Server(
         uvicorn.Config(
@@ -73,8 +75,11 @@ async def _serve(params: Path, settings: Serving, announce: Callable[[str], None
         raise DistillError(str(worker.failure))
 
 
-def facts(info: ModelInfo, settings: Serving) -> dict[str, Any]:
-    """What decides a sample's bytes here: a client compares it, and keeps what it gets under it."""
+def facts(info: ModelInfo, settings: Serving, kernels: str) -> dict[str, Any]:
+    """What decides a sample's bytes here: a client compares it, and keeps what it gets under it.
+
+    kernels: the engine's.
+    """
     return {
         "teacher": info.digest,
         "tokenizer_hash": info.tokenizer_hash,
@@ -84,7 +89,7 @@ def facts(info: ModelInfo, settings: Serving) -> dict[str, Any]:
         "int8": sorted(settings.int8),
         "told": {"top": settings.top_logprobs, "sampled": settings.sampled_logits},
         "engine": digest(Path(engine.__file__)),
-        "kernels": "xla" if kernels() is None or settings.mesh != ONE_DEVICE else "c",
+        "kernels": kernels,
     }
 
 

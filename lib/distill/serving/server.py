@@ -47,8 +47,9 @@ class Serving:
 class Service:
     """One model's routes. Made in the event loop that it serves in."""
 
-    def __init__(self, info: ModelInfo, tokenizer: Tokenizer, settings: Serving, worker: Worker, facts: dict[str, Any]):
-        self.info, self.tokenizer, self.settings, self.worker, self.facts = info, tokenizer, settings, worker, facts
+    def __init__(self, info: ModelInfo, tokenizer: Tokenizer, settings: Serving, worker: Worker):
+        self.info, self.tokenizer, self.settings, self.worker = info, tokenizer, settings, worker
+        self.facts: dict[str, Any] = {}  # of `models`, once the engine is there
         self.metrics = Metrics(worker, settings.slots)
         self.room = settings.queue + settings.slots
         self.limits = Limits(

@@ -9,6 +9,7 @@ other settings, nor another version of the code, nor another node or SLURM job i
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import socket
 import stat
@@ -33,8 +34,8 @@ from distill.files import digest, read_json, write_json
 PACKAGE = Path(__file__).resolve().parents[1]
 SCRIPT = PACKAGE.parents[1] / "scripts/serve.py"
 CODE = (".py", ".c", ".h")
-DECIDING = ("JAX_", "XLA_", "DISTILL_KERNELS", "CC")
-"""Environment variables that begin so decide which code answers."""
+DECIDING = re.compile("JAX_.*|XLA_.*|DISTILL_KERNELS|CC")
+"""Environment variables that decide which code answers."""
 POLL = 0.05  # seconds
 BUSY = 10.0  # seconds that a busy server is waited for before it is left alone
 HELD: list[TextIO] = []
@@ -116,7 +117,7 @@ def files_of(
         "engine": [slots, max_length, mesh.model_dump(), sorted(int8), top, sampled],
         "code": code.hexdigest(),
         "python": sys.executable,
-        "jax": {name: value for name, value in os.environ.items() if name.startswith(DECIDING)},
+        "jax": {name: value for name, value in os.environ.items() if DECIDING.fullmatch(name)},
         "devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "node": [socket.gethostname(), os.environ.get("SLURM_JOB_ID")],
     }
