@@ -21,6 +21,9 @@ from distill.serving.worker import Failed, Worker
 from distill.text.tokenizer import load_tokenizer
 
 LINGER = 2  # seconds that open connections have when the server goes
+KEEP_ALIVE = 30
+"""Seconds that an idle connection stays open: more than clients keep theirs (httpx and openai: 5), or one would be used
+again as it is closed."""
 
 
 def serve(params: Path, settings: Serving, announce: Callable[[str], None]) -> None:
@@ -55,7 +58,12 @@ async def _serve(params: Path, settings: Serving, announce: Callable[[str], None
     worker.touched = time.monotonic()  # loading was no idleness
     server = uvicorn.Server(
         uvicorn.Config(
-            service.app(), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=LINGER
+            service.app(),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=LINGER,
+            timeout_keep_alive=KEEP_ALIVE,
         )
     )
 
