@@ -210,13 +210,14 @@ def main(
                     f"| {case} | {worker.kind} | {found['speed']:.0f} | {ratios} | {worker.peak:.2f} GB | {share} |"
                 )
             if case == "A64":
-                alone = [*ours_alone(workers[0], rounds), through_http(made, slots, workers[0], prompts, rounds)]
+                alone += ours_alone(workers[0], rounds)
+                alone.append(through_http(made, slots, workers[0], prompts, rounds))
             for worker in workers:
                 worker.end()
     finally:
         shutil.rmtree(folder)
-    if alone:
-        click.echo("\n| ours, A, 64 slots | tokens/s | against | ratio |\n|---|--:|--:|--:|\n" + "\n".join(alone))
+        if alone:
+            click.echo("\n| ours, A, 64 slots | tokens/s | against | ratio |\n|---|--:|--:|--:|\n" + "\n".join(alone))
     click.echo(f"\n{footer(versions)}")
 
 

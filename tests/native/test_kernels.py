@@ -41,7 +41,8 @@ def test_products_of_any_size(depth: int, eight_bits: bool) -> None:
         x = jax.random.normal(jax.random.key(rows), (rows, 1, depth))
         for ours, matrix in zip(jax.jit(panel_products)(x, panels), exact, strict=True):
             wanted = np.asarray(x, np.float64)[:, 0] @ matrix.T
-            np.testing.assert_allclose(ours[:, 0], wanted, atol=2e-6 * depth**0.5 * 10, rtol=1e-5)
+            # √D roundings add up at random, each of a partial sum of size √D.
+            np.testing.assert_allclose(ours[:, 0], wanted, atol=1e-6 + 2e-7 * depth, rtol=1e-6)
 
 
 @pytest.mark.parametrize("eight_bits", [False, True])
@@ -68,7 +69,6 @@ def test_rows_of_an_embedding_in_panels() -> None:
 
 def attention_case(heads: int, kv_heads: int, depth: int, cap: float | None = None) -> tuple:
     config = config_from_hf(tiny_config(num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=depth))
-    config = config._replace(attention_softcap=cap) if hasattr(config, "_replace") else config
     config = config.model_copy(update={"attention_softcap": cap})
     keys = jax.random.split(jax.random.key(0), 3)
     q = jax.random.normal(keys[0], (6, heads, depth))

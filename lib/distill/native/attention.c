@@ -25,7 +25,6 @@ typedef int32_t ivec __attribute__((vector_size(4 * WIDTH)));
 #if defined(__clang__)
 #define SHUFFLED(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
 #else
-
 #define SHUFFLED(v, ...) __builtin_shuffle(v, (ivec){__VA_ARGS__})
 #endif
 
@@ -43,7 +42,8 @@ INLINE float total(vec v) {
   return v[0] + v[1];
 }
 
-// exp of x ≤ 0, to 1e-7 of itself; what is below 1e-37 becomes that, NaN stays. 2^n · e^r with |r| ≤ ln 2 / 2, e^r by its series.
+// exp of x ≤ 0, to 1e-7 of itself; what is below 1e-37 becomes that, NaN stays. It is 2^n · e^r with |r| ≤ ln 2 / 2,
+// and e^r a polynomial.
 INLINE vec exponential(vec x) {
   const float floor = -85.0f, shift = 12582912.0f;  // 1.5 · 2^23: adding it rounds
   union { vec f; ivec i; } power;
@@ -152,11 +152,13 @@ static void one_query(const Attention *all, int64_t row, int64_t head, int64_t e
 
 static void some_queries(const void *shared, int64_t start, int64_t stop) {
   const Attention *all = shared;
-  int64_t group = all->heads / all->kv_heads;
+  int64_t group = all->heads / all->kv_heads, end = 0;
   for (int64_t task = start; task < stop; task++) {
-    int64_t row = task / all->kv_heads, end = all->slots;
-    const uint8_t *seen = all->seen + row * all->slots;
-    while (end > 0 && !seen[end - 1]) end--;
+    int64_t row = task / all->kv_heads;
+    if (task == start || task % all->kv_heads == 0) {
+      const uint8_t *seen = all->seen + row * all->slots;
+      for (end = all->slots; end > 0 && !seen[end - 1];) end--;
+    }
     for (int64_t i = 0; i < group; i++) one_query(all, row, task % all->kv_heads * group + i, end);
   }
 }

@@ -24,8 +24,6 @@ from distill.parallel.runtime import cache_folder, machine
 SOURCES = ("kernel.h", "products.c", "attention.c")
 ARCHITECTURE = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
 FLAGS = ("-O3", ARCHITECTURE, "-shared", "-fPIC", "-std=gnu11")
-
-
 _one_at_a_time = Lock()
 
 

@@ -32,29 +32,26 @@ def serve(params: Path, settings: Serving, announce: Callable[[str], None]) -> N
 
 
 async def _serve(params: Path, settings: Serving, announce: Callable[[str], None]) -> None:
-    info, kernels = read_info(params), []
+    info = read_info(params)
 
     def build() -> engine.Engine:
         mesh = engine_mesh(settings.mesh.model_dump())
         config, weights = load_weights(params, mesh=mesh)
         if "weights" in settings.int8:
             weights = quantize_weights(weights)
-        made = engine.Engine(
+        return engine.Engine(
             config, weights, slots=settings.slots, max_length=settings.max_length, real_vocab=info.real_vocab,
             top=settings.top_logprobs, sampled=settings.sampled_logits, mesh=mesh, int8_cache="cache" in settings.int8,
             own=True,
         )  # fmt: skip
-        kernels.append(made.kernels)
-        return made
 
     opened = _open(settings)
     worker = Worker(build, asyncio.get_running_loop())
     service = Service(info, load_tokenizer(params / "tokenizer"), settings, worker)
     try:
-        await worker.ready
+        service.facts = facts(info, settings, (await worker.ready).kernels)
     except Failed as failure:
         raise DistillError(str(failure)) from None
-    service.facts = facts(info, settings, *kernels)
     worker.touched = time.monotonic()  # loading was no idleness
     server = uvicorn.Server(
         uvicorn.Config(

@@ -56,7 +56,7 @@ class Worker:
         self.tokens = 0  # ever generated
         self.waiting = self.running = 0  # requests without and with a slot, as the engine last said
         self.touched = time.monotonic()  # when there was last something to do
-        self.ready: asyncio.Future[None] = loop.create_future()
+        self.ready: asyncio.Future[Engine] = loop.create_future()
         self.failure: Failed | None = None
         self._inbox: SimpleQueue[tuple[str, Job] | None] = SimpleQueue()
         self._thread = Thread(target=self._run, name="engine", daemon=True)
@@ -124,7 +124,7 @@ class Worker:
     def _run(self) -> None:
         try:
             engine = self.build()
-            self.loop.call_soon_threadsafe(self.ready.set_result, None)
+            self.loop.call_soon_threadsafe(self.ready.set_result, engine)
             self._serve(engine)
         except Exception as error:  # whatever it is, clients must hear of it rather than wait
             traceback.print_exc()
