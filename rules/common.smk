@@ -78,7 +78,7 @@ wildcard_constraints:
     where="|".join(map(re.escape, RECIPE.publish.targets)),
 
 
-DIGESTS = closure.digests(Path(SCRIPTS), Path(".snakemake/code.json"))
+DIGESTS = closure.digests(Path(SCRIPTS).glob("*.py"), Path(".snakemake/code.json"))
 
 
 def code(rule, *others):

@@ -23,21 +23,23 @@ PACKAGE = Path(__file__).resolve().parent
 BY_NAME = "distill.config"
 
 
-def digests(scripts: Path, memory: Path, package: Path = PACKAGE) -> dict[str, str]:
-    """`digest` of each script in a folder, by its name. The file `memory` has them for as long as no source changes.
+def digests(scripts: Iterable[Path], memory: Path, package: Path = PACKAGE) -> dict[str, str]:
+    """`digest` of each script, by its name. The file `memory` has them for as long as no source changes.
 
     To go through all syntax trees takes a second or two, to read the files that they are made of some milliseconds.
     """
-    files = [*scripts.glob("*.py"), *(file for file in package.rglob("*") if "__pycache__" not in file.parts)]
+    scripts = sorted(scripts)
+    files = {f"script {script.name}": script for script in scripts}
+    files |= {str(file.relative_to(package)): file for file in package.rglob("*") if "__pycache__" not in file.parts}
     total = hashlib.sha256()
-    for file in sorted(file for file in files if file.is_file()):
-        folder = scripts if file.parent == scripts else package
-        total.update(f"{file.relative_to(folder)}\0{file_digest(file)}\0".encode())
+    for name, file in sorted(files.items()):
+        if file.is_file():
+            total.update(f"{name}\0{file_digest(file)}\0".encode())
     with suppress(DistillError):
         known = read_json(memory)
         if known.get("sources") == total.hexdigest():
             return known["digests"]
-    found = {script.stem: digest(script, package) for script in sorted(scripts.glob("*.py"))}
+    found = {script.stem: digest(script, package) for script in scripts}
     write_json(memory, {"sources": total.hexdigest(), "digests": found})
     return found
 

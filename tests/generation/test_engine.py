@@ -14,6 +14,7 @@ from distill.checkpoints.store import flat, nest
 from distill.errors import DistillError
 from distill.generation import engine as engine_module
 from distill.generation.engine import Engine
+from distill.generation.programs import STEPS
 from distill.generation.requests import Request, Result
 from distill.generation.sampling import Draw
 from distill.generation.seeds import request_seed
@@ -258,14 +259,44 @@ def test_a_long_prompt_is_read_in_pieces_while_the_others_go_on(monkeypatch: pyt
     shared = engine(max_length=160)
     first = shared.submit(Request((9, 10), 1, 0, 100))
     shared.step()
+    shared.step()
     name = shared.submit(long)
-    moved = [dict(shared.step()) for _ in range(4)]
-    assert [first in step for step in moved] == [True] * 4
-    assert [name in step for step in moved] == [False] * 3 + [True]
+    moved = [dict(shared.step()) for _ in range(5)]
+    assert [first in step for step in moved] == [True, True, True, False, True]
+    assert [name in step for step in moved] == [False, False, False, True, True]  # alone with its first token
     ids = [*long.prompt, *moved[3][name].tokens]
     logits = np.asarray(whole(jnp.asarray([ids])))[0, len(long.prompt) - 1 : -1, :38]
     logprobs = np.asarray(jax.nn.log_softmax(logits))[np.arange(8), moved[3][name].tokens]
     np.testing.assert_allclose(moved[3][name].logprobs, logprobs, atol=1e-4)
+
+
+def test_first_tokens_are_told_before_the_decode_steps_behind_them_end() -> None:
+    asked = [Request((9 + i, 10, 11), i, 0, length) for i, length in enumerate((30, 1))]
+    shared, whole = engine(), run(asked)
+    names = [shared.submit(request) for request in asked]
+    told = {name: (list(result.tokens), result.finish_reason) for name, result in shared.step()}
+    assert told == {names[0]: (whole[0].tokens[:1], None), names[1]: (whole[1].tokens, "length")}
+    assert len(shared.lanes[0].free) == 7  # a request of one token has left its slot, though decode steps are under way
+    rest = {name: list(result.tokens) for name, result in shared.step()}
+    assert rest == {names[0]: whole[0].tokens[: 1 + STEPS]}
+
+
+def test_what_comes_while_prompts_are_read_decodes_with_them(two_lanes: Engine) -> None:
+    """Of eight requests one is there at first; the others come, and one goes, while its prompt is read."""
+    asked = [Request((9 + i, 10, 11), i, 0, 20) for i in range(8)]
+    names = [two_lanes.submit(asked[0])]
+
+    def listen() -> None:
+        if len(names) == 1:
+            names.extend(map(two_lanes.submit, asked[1:]))
+            two_lanes.cancel(names[0])
+
+    two_lanes.step(listen)
+    assert (two_lanes.running, two_lanes.queued) == (7, 0)
+    ended = {}
+    while two_lanes.running:
+        ended |= {name: result for name, result in two_lanes.step(listen) if result.finish_reason is not None}
+    assert ended == dict(zip(names[1:], run(asked, slots=4)[1:], strict=True))
 
 
 def test_a_long_prompt_that_is_cancelled_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -26,7 +27,7 @@ class Counting:
         self.waiting.append(self.submitted)
         return self.submitted
 
-    def step(self) -> list[tuple[int, Result]]:
+    def step(self, listen: Callable[[], None]) -> list[tuple[int, Result]]:
         self.steps.append(len(self.waiting))
         done, self.waiting = self.waiting, []
         return [(name, Result([5], [0.0], "stop")) for name in done]

@@ -6,7 +6,7 @@ caches is attended, which does follow the longest neighbour, reaches no bit (mod
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -144,10 +144,12 @@ class Engine:
         for lane in self.lanes:
             lane.cancel(name)
 
-    def step(self) -> list[tuple[int, Result]]:
-        """Fill free slots, start each lane that is idle, wait for the one that was started first.
+    def step(self, listen: Callable[[], None] = lambda: None) -> list[tuple[int, Result]]:
+        """Fill free slots and start each lane that is idle. Then wait for first tokens, if any were drawn, else for
+        the lane that was started first.
 
-        Gives every request that has new tokens, with its result.
+        listen: called between readings; it may submit and cancel, so that what comes meanwhile gets a slot now and
+        not behind the next decode steps. Gives every request that has new tokens, with its result.
         """
         for lane in self.lanes:
             if lane not in self.started:
@@ -155,9 +157,12 @@ class Engine:
                     if not self._read():
                         break  # a long prompt goes on at the next step
                     self._fill(lane)
+                    listen()
                 if lane.running:
                     lane.start(self.params)
                     self.started.append(lane)
+        if early := [item for lane in self.lanes if lane.firsts for item in lane.first().items()]:
+            return early
         return list(self.started.popleft().collect().items()) if self.started else []
 
     def _read(self) -> bool:

@@ -50,7 +50,7 @@ class Lane:
         }
         self.running: dict[int, tuple[int, Request, Result]] = {}
         self.free = list(range(slots))
-        self.firsts: list[tuple[tuple[int, ...], Choice]] = []  # slots that were filled, and their first tokens
+        self.firsts: list[tuple[list[tuple[int, int]], Choice]] = []  # slots that were filled, for whom, first tokens
         self.going: Future = Future()  # caches, state and tokens behind the decode steps that are under way
 
     def place(
@@ -80,7 +80,7 @@ class Lane:
             few = 1 << (len(slots) - 1).bit_length()  # a copy: its shape reaches no bit
             self.caches = put_in_slots(self.caches, fresh, to[:few], of[:few], lengths)
             self.state, choice = first_tokens(self.setup, logits, self.state, to, of, lengths[of], new)
-            self.firsts.append((slots, choice))
+            self.firsts.append(([(slot, self.running[slot][0]) for slot in slots], choice))
 
     def start(self, params: decoder.Params) -> None:
         """STEPS tokens more for every slot."""
@@ -92,15 +92,21 @@ class Lane:
         else:
             self.going = self.thread.submit(decode, *asked)
 
+    def first(self) -> dict[int, Result]:
+        """Wait for the first tokens that were drawn; gives their requests, by name."""
+        moved: dict[int, Result] = {}
+        firsts, self.firsts = self.firsts, []
+        for placed, choice in firsts:
+            told = _told(choice)
+            for i, (slot, name) in enumerate(placed):
+                if slot in self.running and self.running[slot][0] == name:  # not cancelled meanwhile
+                    self._append(slot, {column: values[i : i + 1] for column, values in told.items()}, moved)
+        return moved
+
     def collect(self) -> dict[int, Result]:
         """Wait for what was started; gives every request that has new tokens, by name."""
         moved: dict[int, Result] = {}
         self.caches, self.state, choices = self.going.result()
-        firsts, self.firsts = self.firsts, []
-        for slots, choice in firsts:
-            told = _told(choice)
-            for i, slot in enumerate(slots):
-                self._append(slot, {name: values[i : i + 1] for name, values in told.items()}, moved)
         told = _told(choices)
         for slot in list(self.running):
             self._append(slot, {name: values[:, slot] for name, values in told.items()}, moved)
@@ -124,8 +130,6 @@ class Lane:
 
     def _append(self, slot: int, new: dict[str, np.ndarray], moved: dict[int, Result]) -> None:
         """Give a slot's tokens to its request, up to its end; at the end the slot is free."""
-        if slot not in self.running:
-            return  # cancelled, or ended by its first token
         name, request, result = self.running[slot]
         moved[name], before = result, len(result.tokens)
         for token, logprob in zip(new["token"].tolist(), new["logprob"].tolist(), strict=True):

@@ -11,11 +11,12 @@ import uvicorn
 
 from distill.checkpoints.info import ModelInfo, read_info
 from distill.checkpoints.store import load_weights
-from distill.closure import digest
+from distill.closure import digest, digests
 from distill.errors import DistillError
 from distill.generation import engine
 from distill.models.int8 import quantize_weights
 from distill.parallel.mesh import engine_mesh
+from distill.parallel.runtime import cache_folder
 from distill.serving.server import Service, Serving
 from distill.serving.worker import Failed, Worker
 from distill.text.tokenizer import load_tokenizer
@@ -93,9 +94,18 @@ def facts(info: ModelInfo, settings: Serving, kernels: str) -> dict[str, Any]:
         "mesh": settings.mesh.model_dump(),
         "int8": sorted(settings.int8),
         "told": {"top": settings.top_logprobs, "sampled": settings.sampled_logits},
-        "engine": digest(Path(engine.__file__)),
+        "engine": _engine_code(),
         "kernels": kernels,
     }
+
+
+def _engine_code() -> str:
+    """The digest of the engine's code, remembered beside what is compiled of it."""
+    script = Path(engine.__file__)
+    try:
+        return digests([script], cache_folder() / "code.json")[script.stem]
+    except OSError:  # no such folder for this user
+        return digest(script)
 
 
 def _open(settings: Serving) -> socket.socket:

@@ -4,7 +4,9 @@ import asyncio
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
 
@@ -59,6 +61,8 @@ class Worker:
         self.ready: asyncio.Future[Engine] = loop.create_future()
         self.failure: Failed | None = None
         self._inbox: SimpleQueue[tuple[str, Job] | None] = SimpleQueue()
+        self._names: dict[int, tuple[Job, int]] = {}  # the engine's requests: of which job, and which of its
+        self._told: dict[int, int] = {}  # tokens of a request that its client knows
         self._thread = Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -131,41 +135,43 @@ class Worker:
             self.loop.call_soon_threadsafe(self._fail, Failed(f"{type(error).__name__}: {error}"))
 
     def _serve(self, engine: Engine) -> None:
-        names: dict[int, tuple[Job, int]] = {}
-        told: dict[int, int] = {}  # tokens of a request that its client knows
         while True:
             idle = not (engine.waiting or engine.running)
-            patience = None if idle else 0.0
-            try:
-                while (order := self._inbox.get(timeout=patience)) is not None:
-                    self._obey(engine, order, names, told)
-                    patience = GATHER if idle and engine.queued < engine.slots else 0.0
+            if not self._listen(engine, wait=None if idle else 0.0, gather=GATHER if idle else 0.0):
                 return
-            except Empty:
-                pass
             news = []
-            for name, result in engine.step():
-                job, index = names[name]
+            for name, result in engine.step(partial(self._listen, engine)):
+                job, index = self._names[name]
                 if job.partial or result.finish_reason is not None:
-                    news.append((job, _since(told[name], index, result)))
-                    told[name] = len(result.tokens)
+                    news.append((job, _since(self._told[name], index, result)))
+                    self._told[name] = len(result.tokens)
                 if result.finish_reason is not None:
-                    del names[name], told[name]
+                    del self._names[name], self._told[name]
             self.loop.call_soon_threadsafe(self._deliver, news, engine.queued, engine.running)
 
-    def _obey(
-        self, engine: Engine, order: tuple[str, Job], names: dict[int, tuple[Job, int]], told: dict[int, int]
-    ) -> None:
-        verb, job = order
+    def _listen(self, engine: Engine, wait: float | None = 0.0, gather: float = 0.0) -> bool:
+        """Do what was ordered; False when it was to stop.
+
+        wait: seconds for a first order, None: as long as it takes. gather: and for each next one, while slots are left.
+        """
+        with suppress(Empty):
+            while (order := self._inbox.get(timeout=wait)) is not None:
+                self._obey(engine, *order)
+                wait = gather if engine.queued < engine.slots else 0.0
+            self._inbox.put(None)  # for the next time that somebody listens
+            return False
+        return True
+
+    def _obey(self, engine: Engine, verb: str, job: Job) -> None:
         if verb == "submit":
             for index, request in enumerate(job.requests):
                 name = engine.submit(request)
-                names[name], told[name] = (job, index), 0
+                self._names[name], self._told[name] = (job, index), 0
             return
         one = verb.removeprefix("cancel").strip()
-        for name in [n for n, (other, index) in names.items() if other is job and one in ("", str(index))]:
+        for name in [n for n, (other, index) in self._names.items() if other is job and one in ("", str(index))]:
             engine.cancel(name)
-            del names[name], told[name]
+            del self._names[name], self._told[name]
 
 
 def _since(known: int, index: int, result: Result) -> News:

@@ -140,12 +140,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             "name where it lives in the model's `tokenizer`"
         )
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"; we need none
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # a second: only who loads one pays
-
     whole = (folder / "tokenizer.json").is_file()
-    load = PreTrainedTokenizerFast.from_pretrained if whole else AutoTokenizer.from_pretrained
+    if whole:  # a second to import: only who loads one pays, and for AutoTokenizer, which is half of one more
+        from transformers import PreTrainedTokenizerFast as Kind
+    else:
+        from transformers import AutoTokenizer as Kind
     try:
-        hf = load(str(folder), local_files_only=True, trust_remote_code=False)
+        hf = Kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise plain Exception for a broken file
         remedy = "" if whole else ": bring a tokenizer.json, or install what its format needs (sentencepiece, tiktoken)"
         raise DistillError(f"the tokenizer in {folder} cannot be read ({_one_line(error)}){remedy}") from None
