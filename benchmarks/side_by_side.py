@@ -71,9 +71,11 @@ def make_model(folder: Path, shape: dict[str, Any]) -> None:
     table = list(weights(config, weight_rows(config), decoder.weight_axes(config)))
     write_shards(folder / "hf", their_tensors(table, lambda weight: np.asarray(tree[weight.ours])))
     write_json(folder / "hf/config.json", SHARED | shape)
-    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {str(i): i for i in range(3, SHARED["vocab_size"])}
-    Tokenizer(models.WordLevel(words, unk_token="<unk>")).save(str(folder / "hf/tokenizer.json"))
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {str(i): i for i in range(3, SHARED["vocab_size"])}
+    rules = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    rules.add_special_tokens(list(special.values()))
+    rules.save(str(folder / "hf/tokenizer.json"))
     write_json(folder / "hf/tokenizer_config.json", special | {"tokenizer_class": "PreTrainedTokenizerFast"})
     import_checkpoint(folder / "hf", folder / "params", dtype="float32", origin="benchmark")
 

@@ -9,7 +9,7 @@ from tokenizers_for_tests import CHATML, ZEPHYR, byte_tokenizer, llama2_tokenize
 
 from distill.errors import DistillError
 from distill.text.chat import render
-from distill.text.tokenizer import load_tokenizer
+from distill.text.tokenizer import is_plain, load_tokenizer
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -73,7 +73,7 @@ def test_the_hash_is_the_same_in_another_process_and_folder(tmp_path: Path) -> N
     byte_tokenizer(tmp_path / "a")
     byte_tokenizer(tmp_path / "b")
     script = (
-        "import sys, pathlib; from distill.text.tokenizer import load_tokenizer;"
+        "import sys, pathlib; from distill.text.tokenizer import is_plain, load_tokenizer;"
         "print(load_tokenizer(pathlib.Path(sys.argv[1])).hash)"
     )
     run = subprocess.run([sys.executable, "-c", script, tmp_path / "b"], capture_output=True, text=True, check=True)
@@ -92,6 +92,52 @@ def test_tokenizer_json_is_taken_word_for_word(tmp_path: Path) -> None:
     ]
     rules = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert tokenizer.encode("what is the capital", special=True) == rules.encode("what is the capital").ids
+
+
+PLAIN = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from distill.text.tokenizer import is_plain, load_tokenizer
+
+known = SimpleNamespace(plain_tokenizer=True, tokenizer_hash="h", real_vocab=300, eos_ids=[2])
+tokenizer = load_tokenizer(Path(sys.argv[1]), known)
+ids = tokenizer.encode(sys.argv[2], special=True)
+print(ids, tokenizer.decode(ids), tokenizer.decode(ids, special=True), tokenizer.eos_texts, tokenizer.complete)
+assert "transformers" not in sys.modules
+print(tokenizer.chat_template, tokenizer.complete)
+"""
+
+
+def test_a_plain_tokenizer_needs_no_transformers_but_for_templates(tmp_path: Path) -> None:
+    whole = load_tokenizer(byte_tokenizer(tmp_path, template=CHATML, around="<s> $A"))
+    edit(
+        tmp_path / "tokenizer.json",
+        truncation={"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+    )
+    assert is_plain(whole)
+    text = "a long <|im_end|> né text"
+    command = [sys.executable, "-c", PLAIN, str(tmp_path), text]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    ids = whole.encode(text, special=True)
+    known = whole.decode(ids), whole.decode(ids, special=True), whole.eos_texts[:1]
+    assert told.startswith(" ".join(map(str, (ids, *known, False))))
+    assert told.rstrip().endswith(f"{CHATML.rstrip()} True")
+
+
+def test_rules_that_put_nothing_around_a_text_are_plain_without_saying_so(tmp_path: Path) -> None:
+    edit(byte_tokenizer(tmp_path) / "tokenizer.json", post_processor=None)
+    tokenizer = load_tokenizer(tmp_path)
+    assert is_plain(tokenizer)
+    assert tokenizer.encode("paris", special=True) == tokenizer.encode("paris", special=False)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"extra_special_tokens": ["<new>"]}, {"split_special_tokens": True}, {"mask_token": "a"}]
+)
+def test_what_stands_beside_tokenizer_json_makes_a_tokenizer_less_than_plain(tmp_path: Path, changes: dict) -> None:
+    edit(byte_tokenizer(tmp_path) / "tokenizer_config.json", **changes)
+    assert not is_plain(load_tokenizer(tmp_path))
 
 
 def test_code_in_the_folder_is_not_run(tmp_path: Path) -> None:

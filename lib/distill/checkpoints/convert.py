@@ -30,7 +30,7 @@ from distill.models.families import config_from_hf, config_to_hf, left_out, weig
 from distill.models.table import Weight, weights
 from distill.text.chat import render
 from distill.text.template import give_template
-from distill.text.tokenizer import load_tokenizer
+from distill.text.tokenizer import is_plain, load_tokenizer
 
 QUESTION = [{"role": "user", "content": "a question"}]
 T = TypeVar("T")
@@ -81,6 +81,7 @@ def import_checkpoint(
             real_vocab=words.real_vocab,
             eos_ids=list(words.eos_ids),
             tokenizer_hash=words.hash,
+            plain_tokenizer=is_plain(words),
             digest=digest,
         )
         write_info(tmp, info)

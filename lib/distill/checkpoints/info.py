@@ -12,7 +12,10 @@ from distill.models.config import ModelConfig
 
 
 class ModelInfo(BaseModel):
-    """`model.json`. `digest` is over every tensor's name, type, shape and bytes, in order of name."""
+    """`model.json`. `digest` is over every tensor's name, type, shape and bytes, in order of name.
+
+    plain_tokenizer: its `tokenizer.json` alone has all its rules, chat templates apart.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,6 +30,7 @@ class ModelInfo(BaseModel):
     real_vocab: int
     eos_ids: list[int]
     tokenizer_hash: str
+    plain_tokenizer: bool = False
     digest: str
 
     def record(self) -> dict[str, Any]:

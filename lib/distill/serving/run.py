@@ -1,6 +1,7 @@
 """A server's life: load the model, open the port, say where, and go when told or when nobody has asked for long."""
 
 import asyncio
+import gc
 import socket
 import time
 from collections.abc import Callable
@@ -48,11 +49,13 @@ async def _serve(params: Path, settings: Serving, announce: Callable[[str], None
 
     opened = _open(settings)
     worker = Worker(build, asyncio.get_running_loop())
-    service = Service(info, load_tokenizer(params / "tokenizer"), settings, worker)
+    service = Service(info, load_tokenizer(params / "tokenizer", info), settings, worker)
     try:
         service.facts = facts(info, settings, (await worker.ready).kernels)
     except Failed as failure:
         raise DistillError(str(failure)) from None
+    gc.freeze()  # what a start leaves is there for good: no need to go through it again and again
+    gc.enable()
     worker.touched = time.monotonic()  # loading was no idleness
     server = uvicorn.Server(
         uvicorn.Config(

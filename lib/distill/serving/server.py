@@ -81,6 +81,8 @@ class Service:
     async def chat(self, request: Request) -> Response:
         asked = parse(ChatRequest, await _body(request))
         messages = [message.model_dump() for message in asked.messages]
+        if not self.tokenizer.complete:
+            await asyncio.to_thread(getattr, self.tokenizer, "hf")  # others' answers go on
         return await self.answer(request, asked, [prompt_tokens(self.tokenizer, messages, "tokenizer")])
 
     async def answer(self, request: Request, asked: Asked, prompts: list[list[int]]) -> Response:

@@ -29,7 +29,7 @@ class Text:
         self.ids += ids
         if not at_once:
             for token in ids:
-                self.known += self.stream.step(self.tokenizer.hf.backend_tokenizer, token) or ""
+                self.known += self.stream.step(self.tokenizer.rules, token) or ""
         if last and (whole := self.tokenizer.decode(self.ids)).startswith(self.known):
             self.known = whole
         found = [at for s in self.stop if (at := self.known.find(s, max(0, self.told - len(s) + 1))) >= 0]
@@ -46,6 +46,6 @@ def token_names(tokenizer: Tokenizer):
 
     @cache
     def name(token: int) -> str:
-        return tokenizer.hf.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return tokenizer.decode([token], special=True)
 
     return name

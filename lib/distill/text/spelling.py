@@ -71,10 +71,10 @@ def spellings(tokenizer: Tokenizer) -> list[Spelling]:
     Known are byte-level vocabularies (GPT-2's alphabet of bytes), those that write a space as `▁`, with bytes as
     `<0x0A>`, and those that write text as it is. An empty token has none.
     """
-    kinds = set(_kinds(tokenizer.hf.backend_tokenizer))
-    added = tokenizer.hf.added_tokens_decoder
+    kinds = set(_kinds(tokenizer.rules))
+    added = tokenizer.rules.get_added_tokens_decoder()
     found: list[Spelling] = [None] * tokenizer.real_vocab
-    for token, i in tokenizer.hf.get_vocab().items():
+    for token, i in tokenizer.rules.get_vocab().items():
         if i in added:
             found[i] = added[i].content if added[i].special else added[i].content.encode()
         elif "ByteLevel" in kinds:

@@ -32,7 +32,7 @@ def thought_tokens(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
     """
 
     def text(part: Sequence[int]) -> str:
-        return tokenizer.hf.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return tokenizer.decode(part, special=True)
 
     whole = text(ids)
     ends = whole.count(CLOSE)

@@ -14,10 +14,14 @@ from distill.text.quick import Quick, quick
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
-    from transformers import BatchEncoding, PreTrainedTokenizerFast
+    from tokenizers import Tokenizer as Rules
+    from transformers import PreTrainedTokenizerFast
 
+    from distill.checkpoints.info import ModelInfo
+
+RULES = "tokenizer.json"
 VOCABULARIES = (
-    "tokenizer.json",
+    RULES,
     "tokenizer.model",
     "vocab.json",
     "vocab.txt",
@@ -30,20 +34,35 @@ MANY = 64  # texts from which it pays to have another tokenizer
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text to ids and back. `hf` is the transformers tokenizer, the rest is read once at load.
+    """Text to ids and back: `rules` do it. `hf` is the transformers tokenizer around them, which renders templates.
 
     `hash` covers what decides ids and rendering: vocabulary and rules, special tokens, chat template.
     `real_vocab` is the highest id that the tokenizer knows, plus one; a model may have more rows than that.
     `eos_ids` are all ids that end a turn: the tokenizer's own first, then those of the model's configuration.
     """
 
-    hf: "PreTrainedTokenizerFast"
     folder: Path
+    rules: "Rules"
     hash: str
     real_vocab: int
     eos_ids: tuple[int, ...]
-    bos_id: int | None
-    pad_id: int | None
+
+    @cached_property
+    def hf(self) -> "PreTrainedTokenizerFast":
+        return _transformers(self.folder)
+
+    @property
+    def complete(self) -> bool:
+        """Whether `hf` is there already: to import transformers takes a second."""
+        return "hf" in self.__dict__
+
+    @property
+    def bos_id(self) -> int | None:
+        return self.hf.bos_token_id
+
+    @property
+    def pad_id(self) -> int | None:
+        return self.hf.pad_token_id
 
     @property
     def eos_id(self) -> int:
@@ -53,12 +72,12 @@ class Tokenizer:
     @cached_property
     def eos_texts(self) -> tuple[str, ...]:
         """`eos_ids` as they stand in rendered text."""
-        return tuple(text for i in self.eos_ids if (text := self.hf.convert_ids_to_tokens(i)))
+        return tuple(text for i in self.eos_ids if (text := self.rules.id_to_token(i)))
 
     @cached_property
     def special_texts(self) -> tuple[str, ...]:
         """Control tokens of all kinds as they stand in rendered text; `decode` leaves them out."""
-        return tuple(token.content for token in self.hf.added_tokens_decoder.values() if token.special)
+        return tuple(token.content for token in self.rules.get_added_tokens_decoder().values() if token.special)
 
     @cached_property
     def chat_template(self) -> str | None:
@@ -79,18 +98,18 @@ class Tokenizer:
         """Ids of each text, tokenized in parallel."""
         if not special and len(texts) >= MANY and self.quick is not None:
             return self.quick.encode_batch(texts)
-        return self._call(texts, special)["input_ids"] if texts else []
+        return [encoding.ids for encoding in self._call(texts, special)]
 
     @cached_property
     def quick(self) -> Quick | None:
         """The same ids sooner, where `fastokens` is installed and gives them."""
-        return quick(self.hf.backend_tokenizer)
+        return quick(self.rules)
 
     def encode_split(
         self, texts: Sequence[str], boundaries: Sequence[int], special: bool
     ) -> Iterator[tuple[list[int], int]]:
         """Ids of each text, and the index of the first token that ends past the boundary (in characters)."""
-        for encoding, boundary in zip(self._call(texts, special).encodings, boundaries, strict=True):
+        for encoding, boundary in zip(self._call(texts, special), boundaries, strict=True):
             ids = encoding.ids
 
             def end(token: int, encoding: "Encoding" = encoding) -> int:
@@ -103,35 +122,27 @@ class Tokenizer:
         self, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]
     ) -> Iterator[tuple[list[int], list[int]]]:
         """Ids of each text, nothing put around it, and 1 for each that holds a part of a span (in characters)."""
-        for encoding, marked in zip(self._call(texts, special=False).encodings, spans, strict=True):
+        for encoding, marked in zip(self._call(texts, special=False), spans, strict=True):
             places = [encoding.token_to_chars(i) or (0, 0) for i in range(len(encoding.ids))]
             yield encoding.ids, [int(any(s < stop and e > start for start, stop in marked)) for s, e in places]
 
     def encode_placed(self, texts: Sequence[str], special: bool) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
         """Ids of each text, and for each where in it (in characters) it starts and ends; an added BOS is at 0, 0."""
-        for encoding in self._call(texts, special).encodings:
+        for encoding in self._call(texts, special):
             yield encoding.ids, encoding.offsets
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids` without special tokens, and with the spaces as they are."""
-        return self.hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        """Text of `ids` with the spaces as they are; without special tokens, unless `special`."""
+        return self.rules.decode(list(ids), skip_special_tokens=not special)
 
-    def _call(self, texts: Sequence[str], special: bool) -> "BatchEncoding":
-        return self.hf(
-            list(texts),
-            add_special_tokens=special,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # a long prompt is ours to judge, not the tokenizer's model_max_length
-        )
+    def _call(self, texts: Sequence[str], special: bool) -> "list[Encoding]":
+        return self.rules.encode_batch(list(texts), add_special_tokens=special)
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path, known: "ModelInfo | None" = None) -> Tokenizer:
     """Load the tokenizer in `folder`: local files only, none of the folder's own code is run.
 
-    A `tokenizer.json` is taken word for word. `AutoTokenizer` of transformers 5 is not asked: for
-    `tokenizer_class: LlamaTokenizer` it rebuilds the rules, and `<s>[INST]` of Llama-2 then loses the `▁`
-    that the model was trained with.
+    known: of the params folder that it lies in; where it has a plain tokenizer, transformers has nothing to add.
     """
     folder = Path(folder)
     if not any((folder / name).is_file() for name in VOCABULARIES):
@@ -139,8 +150,51 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             f"{folder} has no tokenizer (looked for {', '.join(VOCABULARIES)}): "
             "name where it lives in the model's `tokenizer`"
         )
+    if known is not None and known.plain_tokenizer:
+        return Tokenizer(folder, _plain(folder), known.tokenizer_hash, known.real_vocab, tuple(known.eos_ids))
+    hf = _transformers(folder)
+    eos_ids = _eos_ids(folder, hf.eos_token_id)
+    if not eos_ids:
+        raise DistillError(f"the tokenizer in {folder} has no EOS token: give eos_token in tokenizer_config.json")
+    made = Tokenizer(folder, _whole(hf.backend_tokenizer), _hash(folder, hf), max(hf.get_vocab().values()) + 1, eos_ids)
+    made.__dict__["hf"] = hf
+    return made
+
+
+def is_plain(tokenizer: Tokenizer) -> bool:
+    """Whether its `tokenizer.json` alone has all its rules: transformers adds what other files know beside it."""
+    if not (tokenizer.folder / RULES).is_file():
+        return False
+    from tokenizers.processors import TemplateProcessing
+
+    alone, rules = _plain(tokenizer.folder), tokenizer.rules
+    known = {alone.to_str()}
+    if alone.post_processor is None:  # transformers writes down that nothing is added
+        alone.post_processor = TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
+        known.add(alone.to_str())
+    return rules.to_str() in known and rules.encode_special_tokens == alone.encode_special_tokens
+
+
+def _plain(folder: Path) -> "Rules":
+    from tokenizers import Tokenizer as Rules  # clients load none
+
+    return _whole(Rules.from_file(str(folder / RULES)))
+
+
+def _whole(rules: "Rules") -> "Rules":
+    """Rules that cut and pad nothing: a long prompt is ours to judge."""
+    rules.no_truncation()
+    rules.no_padding()
+    return rules
+
+
+def _transformers(folder: Path) -> "PreTrainedTokenizerFast":
+    """A `tokenizer.json` is taken word for word. `AutoTokenizer` of transformers 5 is not asked: for
+    `tokenizer_class: LlamaTokenizer` it rebuilds the rules, and `<s>[INST]` of Llama-2 then loses the `▁`
+    that the model was trained with.
+    """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"; we need none
-    whole = (folder / "tokenizer.json").is_file()
+    whole = (folder / RULES).is_file()
     if whole:  # a second to import: only who loads one pays, and for AutoTokenizer, which is half of one more
         from transformers import PreTrainedTokenizerFast as Kind
     else:
@@ -152,19 +206,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise DistillError(f"the tokenizer in {folder} cannot be read ({_one_line(error)}){remedy}") from None
     if not hf.is_fast:
         raise DistillError(f"the tokenizer in {folder} is a slow one ({type(hf).__name__}): bring a tokenizer.json")
-    vocabulary = hf.get_vocab()
-    eos_ids = _eos_ids(folder, hf.eos_token_id)
-    if not eos_ids:
-        raise DistillError(f"the tokenizer in {folder} has no EOS token: give eos_token in tokenizer_config.json")
-    return Tokenizer(
-        hf=hf,
-        folder=folder,
-        hash=_hash(folder, hf),
-        real_vocab=max(vocabulary.values()) + 1,
-        eos_ids=eos_ids,
-        bos_id=hf.bos_token_id,
-        pad_id=hf.pad_token_id,
-    )
+    return hf
 
 
 def _eos_ids(folder: Path, own: int | None) -> tuple[int, ...]:
@@ -179,7 +221,7 @@ def _eos_ids(folder: Path, own: int | None) -> tuple[int, ...]:
 
 def _hash(folder: Path, hf: "PreTrainedTokenizerFast") -> str:
     """Over the file as it is, not as the library writes it back, which may change with the library."""
-    path = folder / "tokenizer.json"
+    path = folder / RULES
     rules = read_json(path) if path.is_file() else hf.backend_tokenizer.to_str()
     if isinstance(rules, dict):
         rules = {key: value for key, value in rules.items() if key not in ("version", "truncation", "padding")}
