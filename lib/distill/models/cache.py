@@ -143,8 +143,7 @@ def write(pieces: Pieces, new: Float[Array, "B ... T H"], slots: Int[Array, "B T
 
 def _write(piece: Array | Int8, new: Array, slots: Int[Array, "B T"]) -> Array | Int8:
     if isinstance(piece, Int8):
-        new = quantized(new)
-        return Int8(_write(piece.values, new.values, slots), _write(piece.scale, new.scale, slots), piece.dtype)
+        return jax.tree.map(partial(_write, slots=slots), piece, quantized(new))
     if slots.size == 1:  # XLA would make an update of this scatter, and copy the piece for it: add one that is dropped
         slots = jnp.concatenate([slots, slots + BEYOND], axis=1)
         new = jnp.concatenate([new, new], axis=-2)
