@@ -6,8 +6,8 @@
 
 Models A (15M parameters) and B (110M), tied, float32, random; 64 prompts of 16 to 64 tokens, 128 new tokens each,
 sampled at temperature 1. All engines are alive at the same time and take turns; ratios are medians of the rounds'
-own. Then ours alone: what top-32 logits cost, lengths that differ, four samples a prompt, the same through HTTP with
-8 clients; and the machine's own limits.
+own. Then ours alone: what top-32 logits cost, lengths that differ, four samples a prompt; and the machine's own limits.
+What serving it costs is told by serving.py.
 """
 
 import json
@@ -24,30 +24,21 @@ from pathlib import Path
 from statistics import median
 
 import click
-import httpx2
 import jax
 import jax.numpy as jnp
 import numpy as np
 from machine import footer
-from side_by_side import SHAPES, SHARED, Worker, make_model, take_turns
+from side_by_side import SHAPES, SHARED, Worker, make_model, make_prompts, take_turns
 
 from distill.models import decoder
 from distill.models.families import config_from_hf
 
 WORKER = Path(__file__).with_name("generation_worker.py")
 GGUF = Path(__file__).with_name("gguf_folder.py")
-SERVE = Path(__file__).resolve().parent.parent / "scripts/serve.py"
 CONVERT = (
     "import sys; from ctranslate2.converters import TransformersConverter; "
     "TransformersConverter(sys.argv[1]).convert(sys.argv[2], force=True)"
 )
-
-
-def make_prompts(folder: Path) -> list[list[int]]:
-    random = np.random.default_rng(0)
-    prompts = [random.integers(3, 32000, length).tolist() for length in random.integers(16, 65, 64)]
-    (folder / "prompts.json").write_text(json.dumps(prompts))
-    return prompts
 
 
 def limits() -> tuple[float, float]:
@@ -97,68 +88,6 @@ def ours_alone(worker: Worker, rounds: int) -> list[str]:
         a, b = (median(row[i] for row in speeds) for i in (0, 1))
         rows.append(f"| {name} | {a:.0f} | {b:.0f} | {median(row[0] / row[1] for row in speeds):.2f} |")
     return rows
-
-
-def through_http(folder: Path, slots: int, worker: Worker, prompts: list[list[int]], rounds: int) -> str:
-    """Eight clients of a server of ours, against the engine alone, taking turns."""
-    command = [
-        sys.executable,
-        SERVE,
-        "--params",
-        folder / "params",
-        "--port",
-        "0",
-        "--slots",
-        slots,
-        "--max-length",
-        192,
-    ]
-    server = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
-    started = time.perf_counter()
-    url = server.stdout.readline().strip()
-    try:
-        with httpx2.Client(base_url=url, timeout=None, trust_env=False) as client:
-
-            def one(i: int, tokens: int = 128) -> int:
-                body = {
-                    "prompt": prompts[i],
-                    "max_tokens": tokens,
-                    "seed": i,
-                    "ignore_eos": True,
-                    "return_token_ids": True,
-                }
-                return len(client.post("/v1/completions", json=body).json()["choices"][0]["token_ids"])
-
-            one(0, tokens=1)
-            first = time.perf_counter() - started
-
-            def all_of_them() -> float:
-                start = time.perf_counter()
-                with ThreadPoolExecutor(8) as pool:
-                    parts = [range(i, len(prompts), 8) for i in range(8)]
-                    with_all = [pool.submit(in_flight, part) for part in parts]
-                    tokens = sum(future.result() for future in with_all)
-                return tokens / (time.perf_counter() - start)
-
-            def in_flight(part: range) -> int:
-                """A client has all its requests in flight."""
-                with ThreadPoolExecutor(len(part)) as pool:
-                    return sum(pool.map(one, part))
-
-            all_of_them()
-            found = []
-            for _ in range(rounds):
-                alone = worker.ask("run")
-                found.append((all_of_them(), alone["tokens"] / alone["wall"]))
-    finally:
-        server.terminate()
-        server.wait(20)
-    http, alone = (median(pair[i] for pair in found) for i in (0, 1))
-    ratio = median(pair[0] / pair[1] for pair in found)
-    return (
-        f"| through HTTP, 8 clients, against the engine alone | {http:.0f} | {alone:.0f} | {ratio:.2f} |\n\n"
-        f"server start to first token, compiled before: {first:.1f} s"
-    )
 
 
 @click.command(help=__doc__)
@@ -211,7 +140,6 @@ def main(
                 )
             if case == "A64":
                 alone += ours_alone(workers[0], rounds)
-                alone.append(through_http(made, slots, workers[0], prompts, rounds))
             for worker in workers:
                 worker.end()
     finally:

@@ -80,6 +80,14 @@ def make_model(folder: Path, shape: dict[str, Any]) -> None:
     import_checkpoint(folder / "hf", folder / "params", dtype="float32", origin="benchmark")
 
 
+def make_prompts(folder: Path) -> list[list[int]]:
+    """64 prompts of 16 to 64 tokens, kept as prompts.json."""
+    random = np.random.default_rng(0)
+    prompts = [random.integers(3, SHARED["vocab_size"], length).tolist() for length in random.integers(16, 65, 64)]
+    (folder / "prompts.json").write_text(json.dumps(prompts))
+    return prompts
+
+
 def _rested(worker: Worker) -> Worker:
     """OpenMP's threads spin for 0.2 s behind their work: they must not do so in another's turn."""
     time.sleep(0.5)
