@@ -28,7 +28,7 @@ import numpy as np
 from machine import footer, installed
 
 from distill.checkpoints.store import nest
-from distill.config import Stage
+from distill.config.stages import Stage
 from distill.files import read_json
 from distill.generation.engine import Engine
 from distill.generation.requests import Request

@@ -31,7 +31,7 @@ from machine import footer, installed
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from distill.config import read_recipe
+from distill.config.reading import read_recipe
 from distill.data.schema import COMPLETIONS, CompletionsMetadata
 from distill.files import write_json
 from distill.publishing.contents import contents

@@ -68,7 +68,7 @@ def ours(folder: Path) -> None:
     start()
     import jax
 
-    from distill.config import Stage
+    from distill.config.stages import Stage
     from distill.parallel.mesh import make_mesh
     from distill.training.optimizer import make_optimizer
     from distill.training.state import initial_state

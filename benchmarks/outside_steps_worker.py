@@ -22,7 +22,8 @@ def main(folder: Path) -> None:
     start = now()
     import jax
 
-    from distill.config import Part, Stage
+    from distill.config.stages import Stage
+    from distill.config.training import Part
     from distill.parallel.runtime import start as start_jax
     from distill.training import loop
 

@@ -27,7 +27,7 @@ from generation_worker import NEW_TOKENS, VOCABULARY
 from machine import footer, installed
 from side_by_side import SHAPES, Worker, make_model, make_prompts
 
-from distill.config import Generation
+from distill.config.generation import Generation
 from distill.files import write_jsonl
 
 HERE = Path(__file__).resolve().parent

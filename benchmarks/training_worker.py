@@ -35,7 +35,7 @@ def ours(folder: Path) -> None:
     start()
     import jax
 
-    from distill.config import Stage
+    from distill.config.stages import Stage
     from distill.data.loader import Loader
     from distill.data.masking import Examples
     from distill.parallel.mesh import make_mesh

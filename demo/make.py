@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from distill.checkpoints.convert import export_checkpoint, import_checkpoint
 from distill.checkpoints.hf import their_tensors, write_shards
 from distill.checkpoints.store import flat
-from distill.config import Stage
+from distill.config.stages import Stage
 from distill.data.masking import training_examples
 from distill.files import write_json, write_jsonl
 from distill.models import decoder

@@ -14,7 +14,7 @@ from pathlib import Path
 from snakemake.io import IOFile
 
 from distill import closure
-from distill.config import load_recipe
+from distill.config.reading import load_recipe
 from distill.errors import DistillError
 from distill.files import digest, file_digest, read_json
 from distill.inputs import config_file, dataset_files, is_params, model_files, template_files, tokenizer_files

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from distill.config import Dataset, Model
+from distill.config.dataset import Dataset
+from distill.config.models import Model
 from distill.data.assemble import assemble, digest_of
 from distill.data.card import CardFacts
 from distill.errors import explained

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from distill.checkpoints.derive import derive_student
-from distill.config import Model, Prompts
+from distill.config.models import Model
+from distill.config.prompts import Prompts
 from distill.errors import explained
 from distill.files import write_json
 from distill.parallel.runtime import start

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from distill.checkpoints.hub import download_tokenizer
-from distill.config import Model
+from distill.config.models import Model
 from distill.errors import explained
 
 PATH = click.Path(path_type=Path)

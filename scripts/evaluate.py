@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from distill.config import Evaluation
+from distill.config.results import Evaluation
 from distill.errors import explained
 from distill.evaluation.score import evaluate
 from distill.parallel.runtime import start

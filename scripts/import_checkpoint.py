@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from distill.checkpoints.convert import import_checkpoint
-from distill.config import Model
+from distill.config.models import Model
 from distill.errors import explained
 from distill.files import read_json, write_json
 from distill.text.template import read_template

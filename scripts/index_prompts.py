@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from distill.config import Prompts
+from distill.config.prompts import Prompts
 from distill.errors import explained
 from distill.files import read_json, write_json
 from distill.kept import filled

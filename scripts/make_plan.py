@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from distill.config import Recipe
+from distill.config.recipe import Recipe
 from distill.errors import explained
 from distill.files import replacing, write_json
 from distill.parallel.runtime import simulate, start

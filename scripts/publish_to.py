@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from distill.config import Recipe
+from distill.config.recipe import Recipe
 from distill.errors import explained
 from distill.licenses import license_of
 from distill.publishing.card import model_card

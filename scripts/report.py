@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from distill.config import Recipe
+from distill.config.recipe import Recipe
 from distill.errors import explained
 from distill.evaluation.report import write_report
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from distill.config import Part
+from distill.config.training import Part
 from distill.errors import explained
 from distill.generation.scoring import score_logits
 from distill.parallel.runtime import start

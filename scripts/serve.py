@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from distill.config import EngineMesh
+from distill.config.generation import EngineMesh
 from distill.errors import DistillError, explained
 from distill.parallel.runtime import start
 from distill.serving.run import serve

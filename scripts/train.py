@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from distill.config import Evaluation, Stage
+from distill.config.results import Evaluation
+from distill.config.stages import Stage
 from distill.errors import explained
 from distill.parallel.runtime import join, start
 from distill.parent import leave_with_parent

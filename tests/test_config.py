@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill.config import Recipe, load_recipe, read_recipe
+from distill.config.reading import load_recipe, read_recipe
+from distill.config.recipe import Recipe
 from distill.errors import DistillError
 
 RECIPE = {

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import Model, Prompts, Source
+from distill.config.models import Model
+from distill.config.prompts import Prompts, Source
 from distill.errors import DistillError
 from distill.inputs import dataset_files, is_params, model_files, prompt_files, tokenizer_files
 

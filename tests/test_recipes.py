@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import read_recipe
+from distill.config.reading import read_recipe
 from distill.inputs import dataset_files
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from distill.config import NAME
+from distill.config.settings import NAME
 from distill.errors import DistillError
 
 ALIVE = Path(".snakemake/alive")

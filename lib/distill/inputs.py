@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from distill.config import Model, Prompts, Source
+from distill.config.models import Model
+from distill.config.prompts import Prompts, Source
 from distill.errors import DistillError
 from distill.text.template import is_template, read_template
 

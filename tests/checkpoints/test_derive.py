@@ -12,7 +12,8 @@ from distill.checkpoints.convert import export_checkpoint, import_checkpoint, lo
 from distill.checkpoints.derive import chosen_layers, derive_student
 from distill.checkpoints.info import read_info
 from distill.checkpoints.store import flat, load_weights, nest
-from distill.config import Derive, load_recipe
+from distill.config.models import Derive
+from distill.config.reading import load_recipe
 from distill.errors import DistillError
 from distill.models import decoder
 from distill.models.activations import squared_norms

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distill.config import Dataset
+from distill.config.dataset import Dataset
 from distill.data.assemble import assemble, digest_of
 from distill.data.card import CardFacts
 from distill.data.schema import CompletionsMetadata, write_completions

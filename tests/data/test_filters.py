@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from distill.config import Dataset
+from distill.config.dataset import Dataset
 from distill.data.filters import Sample, best, filters, first_reason, judge
 from distill.text.answers import last_number, without_thought
 

@@ -9,7 +9,7 @@ import pytest
 from plain_server import JsonHandler, listening
 
 from distill import retries
-from distill.config import Dataset, Judge
+from distill.config.dataset import Dataset, Judge
 from distill.data import judge
 from distill.data.assemble import assemble
 from distill.data.card import CardFacts

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from distill.config import Dataset
+from distill.config.dataset import Dataset
 from distill.data import own
 from distill.data.assemble import assemble
 from distill.data.card import CardFacts

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import Dataset, Verifier
+from distill.config.dataset import Dataset, Verifier
 from distill.data.filters import Sample, filters
 from distill.data.reasoning import ReasoningGym, answer_of
 from distill.data.verifiers import verifier

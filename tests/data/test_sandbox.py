@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from distill.config import Dataset
+from distill.config.dataset import Dataset
 from distill.data.filters import Sample, filters, first_reason
 from distill.data.sandbox import Limits, run_python
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tokenizers_for_tests import CHATML, LLAMA3, byte_tokenizer
 
-from distill.config import Dataset
+from distill.config.dataset import Dataset
 from distill.data.assemble import assemble
 from distill.data.card import CardFacts
 from distill.data.schema import CompletionsMetadata, write_completions

@@ -1,6 +1,6 @@
 """What an experiment does to its data depends on the prompts alone."""
 
-from distill.config import Part
+from distill.config.training import Part
 from distill.data.transforms import donors, first_samples, transformed
 
 PROMPTS = [f"p{i // 3}" for i in range(90)]

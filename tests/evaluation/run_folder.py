@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distill.config import Recipe, load_recipe
+from distill.config.reading import load_recipe
+from distill.config.recipe import Recipe
 from distill.evaluation.summary import summarize
 from distill.files import digest, write_json, write_jsonl
 

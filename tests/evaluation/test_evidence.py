@@ -10,7 +10,7 @@ import pytest
 from tiny_models import tiny_llama
 
 from distill.checkpoints.convert import import_checkpoint
-from distill.config import load_recipe
+from distill.config.reading import load_recipe
 from distill.errors import DistillError
 from distill.evaluation.evidence import write_evidence
 from distill.files import read_json

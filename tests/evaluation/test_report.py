@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from evaluation.run_folder import alone_recipe, build_run, evaluation, recipe_of
 
-from distill.config import Recipe
+from distill.config.recipe import Recipe
 from distill.errors import DistillError
 from distill.evaluation.report import write_report
 from distill.files import read_json, write_json, write_jsonl

@@ -10,7 +10,7 @@ from tiny_models import tiny_llama
 
 from distill.checkpoints.convert import import_checkpoint
 from distill.checkpoints.store import load_weights
-from distill.config import Evaluation
+from distill.config.results import Evaluation
 from distill.errors import DistillError
 from distill.evaluation.score import evaluate
 from distill.files import read_json, write_jsonl

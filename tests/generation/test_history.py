@@ -10,7 +10,9 @@ from plain_server import JsonHandler, listening
 from tokenizers_for_tests import LLAMA3, byte_tokenizer
 
 from distill.checkpoints.info import ModelInfo, write_info
-from distill.config import Dataset, Generation, Prompts
+from distill.config.dataset import Dataset
+from distill.config.generation import Generation
+from distill.config.prompts import Prompts
 from distill.data.assemble import assemble
 from distill.data.card import CardFacts
 from distill.data.schema import read_completions

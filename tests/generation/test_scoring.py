@@ -9,7 +9,7 @@ import pytest
 from stored_logits import SEED, TOLD, Written, stacked, written
 
 from distill.checkpoints.store import load_weights
-from distill.config import Part
+from distill.config.training import Part
 from distill.data.schema import read_completions
 from distill.data.topk import as_text, packed
 from distill.errors import DistillError

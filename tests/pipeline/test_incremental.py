@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from project import Project
 
-from distill.config import read_recipe
+from distill.config.reading import read_recipe
 
 GENERATED = {"generate 0000", "generate 0001", "generate 0002"}
 ONE_MORE = {"read and tokenize the prompts", "prompts 0003", "generate 0003"}

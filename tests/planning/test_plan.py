@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from tiny_models import tiny_config
 
-from distill.config import Recipe, load_recipe, read_recipe
+from distill.config.reading import load_recipe, read_recipe
+from distill.config.recipe import Recipe
 from distill.errors import DistillError
 from distill.files import write_json
 from distill.inputs import config_file

@@ -10,7 +10,8 @@ from tiny_models import tiny_config, tiny_llama
 
 from distill.checkpoints.convert import import_checkpoint
 from distill.checkpoints.store import load_weights
-from distill.config import ONE_DEVICE, Generation, Stage
+from distill.config.generation import ONE_DEVICE, Generation
+from distill.config.stages import Stage
 from distill.generation.engine import Engine
 from distill.models.families import config_from_hf
 from distill.models.int8 import quantize_weights

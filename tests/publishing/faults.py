@@ -20,7 +20,7 @@ if __name__ == "__main__":
 
 from places import PLACES, Place, at_hand
 
-from distill.config import Recipe
+from distill.config.recipe import Recipe
 from distill.errors import DistillError
 
 ROOT = Path(__file__).resolve().parents[2]

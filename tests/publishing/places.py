@@ -19,7 +19,7 @@ from services.faulty_proxy import FaultyProxy
 from services.hub_server import Fault, Hub
 from services.writable_hub import WritableHub
 
-from distill.config import Target
+from distill.config.results import Target
 from distill.publishing.run import publish
 
 TOKEN = "hf_SeCrEtSeCrEtSeCrEt"

@@ -8,7 +8,7 @@ import fsspec
 import pytest
 from places import Place
 
-from distill.config import Target
+from distill.config.results import Target
 from distill.errors import DistillError
 from distill.publishing import bucket
 from distill.publishing.contents import File

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from places import TOKEN, Place, at_hand
 from places import hub as hub_place
 
-from distill.config import load_recipe
+from distill.config.reading import load_recipe
 from distill.errors import DistillError
 from distill.publishing.card import model_card
 

@@ -13,7 +13,7 @@ from small_disk import small_disk
 from tiny_models import tiny_llama
 
 from distill.checkpoints.convert import import_checkpoint
-from distill.config import Generation
+from distill.config.generation import Generation
 from distill.files import write_json, write_jsonl
 from distill.generation.run import generate_batch
 from distill.text.chat import prompt_id, prompt_tokens

@@ -13,7 +13,7 @@ import pytest
 
 from distill.checkpoints.convert import import_checkpoint
 from distill.checkpoints.store import load_weights
-from distill.config import Generation, Sampling
+from distill.config.generation import Generation, Sampling
 from distill.generation.run import generate_batch
 from distill.models import decoder
 from distill.text.chat import prompt_tokens

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from serving import SCRIPTS, until, write_batch
 
-from distill.config import Generation, Sampling
+from distill.config.generation import Generation, Sampling
 from distill.data.schema import read_completions
 from distill.data.topk import Told, unpack_ids
 from distill.errors import DistillError

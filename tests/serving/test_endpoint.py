@@ -8,7 +8,8 @@ import pytest
 from plain_server import JsonHandler, listening
 from serving import Running, write_batch
 
-from distill.config import Dataset, Generation
+from distill.config.dataset import Dataset
+from distill.config.generation import Generation
 from distill.data.assemble import assemble
 from distill.data.card import CardFacts
 from distill.data.schema import read_completions

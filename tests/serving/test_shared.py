@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from serving import until
 
-from distill.config import ONE_DEVICE, EngineMesh
+from distill.config.generation import ONE_DEVICE, EngineMesh
 from distill.errors import DistillError
 from distill.serving import shared
 from distill.serving.shared import Server, ensure_server, files_of, leave_servers

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers_for_tests import byte_tokenizer
 
-from distill.config import Prompts
+from distill.config.prompts import Prompts
 from distill.errors import DistillError
 from distill.files import digest, read_jsonl, write_jsonl
 from distill.text.chat import prompt_id, prompt_tokens

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers_for_tests import byte_tokenizer
 
-from distill.config import Prompts
+from distill.config.prompts import Prompts
 from distill.errors import DistillError
 from distill.files import read_jsonl, write_jsonl
 from distill.text.chat import prompt_tokens

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from services.hub_server import Hub
 
-from distill.config import Source
+from distill.config.prompts import Source
 from distill.errors import DistillError
 from distill.text.sources import Conversation, open_source, read_conversations
 
@@ -151,7 +151,7 @@ def test_what_was_read_is_recorded(tmp_path: Path) -> None:
 
 ASK_HUB = """
 import json, sys
-from distill.config import Source
+from distill.config.prompts import Source
 from distill.errors import DistillError
 from distill.text.sources import open_source
 for settings in json.loads(sys.argv[1]):

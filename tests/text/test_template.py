@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from tokenizers_for_tests import CHATML, NO_END, byte_tokenizer
 
-from distill.config import Model, Recipe
+from distill.config.models import Model
+from distill.config.recipe import Recipe
 from distill.errors import DistillError
 from distill.files import read_json
 from distill.inputs import template_files

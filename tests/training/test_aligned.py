@@ -18,7 +18,7 @@ from tokenizers import decoders, models
 from tokenizers_for_tests import save
 
 from distill.checkpoints.convert import import_checkpoint
-from distill.config import Stage
+from distill.config.stages import Stage
 from distill.data.aligned import APART, MANY, ONE
 from distill.data.loader import spans
 from distill.errors import DistillError

@@ -7,7 +7,7 @@ import optax
 import pytest
 from golden_models import QUICKLY, case, golden, load
 
-from distill.config import Stage
+from distill.config.stages import Stage
 from distill.models import layouts
 from distill.models.config import Experts
 from distill.models.moe import balance

@@ -10,7 +10,8 @@ from golden_models import QUICKLY
 from tiny_models import tiny_config
 from tiny_training import CONFIG, PARAMS, assert_close, batch
 
-from distill.config import HiddenStates, Stage
+from distill.config.stages import Stage
+from distill.config.training import HiddenStates
 from distill.errors import DistillError
 from distill.models import decoder, layouts
 from distill.models.families import config_from_hf

@@ -10,7 +10,7 @@ import pytest
 from golden_models import QUICKLY
 from tiny_training import CONFIG, PARAMS, assert_close, batch, fresh
 
-from distill.config import Stage
+from distill.config.stages import Stage
 from distill.data.loader import Loader
 from distill.data.masking import Examples
 from distill.models import decoder

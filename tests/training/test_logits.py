@@ -12,7 +12,8 @@ from plain_divergences import DIVERGENCES, OWN, score
 from tiny_models import tiny_config
 from tiny_training import CONFIG, PARAMS, assert_close, batch, fresh
 
-from distill.config import Schedule, Stage
+from distill.config.stages import Stage
+from distill.config.training import Schedule
 from distill.models import decoder, layouts
 from distill.models.families import config_from_hf
 from distill.models.int8 import quantize_weights

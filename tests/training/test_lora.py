@@ -12,7 +12,8 @@ from tiny_models import tiny_llama
 
 from distill.checkpoints.convert import import_checkpoint
 from distill.checkpoints.store import flat, load_weights
-from distill.config import Lora, Stage
+from distill.config.stages import Stage
+from distill.config.training import Lora
 from distill.data.masking import Examples
 from distill.errors import DistillError
 from distill.models import decoder, layouts

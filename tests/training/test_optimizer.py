@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.config import Stage
+from distill.config.stages import Stage
 from distill.parallel.mesh import make_mesh, replicated, weight_sharding
 from distill.training.optimizer import make_optimizer
 from distill.training.state import moment_shardings

@@ -13,7 +13,7 @@ from golden_models import QUICKLY, load
 sys.path.insert(0, str(Path(__file__).parent))
 import reference_run
 
-from distill.config import Stage
+from distill.config.stages import Stage
 from distill.models import layouts
 from distill.training.optimizer import make_optimizer
 from distill.training.step import gradient

@@ -25,7 +25,7 @@ import numpy as np
 from distill.parallel.runtime import join, start
 start()
 join()
-from distill.config import Stage
+from distill.config.stages import Stage
 from distill.data.loader import Loader
 from distill.data.masking import Examples
 from distill.errors import DistillError

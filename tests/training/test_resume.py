@@ -24,7 +24,8 @@ from distill import kept
 from distill.checkpoints.convert import import_checkpoint
 from distill.checkpoints.info import read_info
 from distill.checkpoints.store import load_weights
-from distill.config import MeshShape, Stage
+from distill.config.stages import Stage
+from distill.config.training import MeshShape
 from distill.data.loader import Loader
 from distill.data.masking import Examples
 from distill.errors import DistillError

@@ -3,7 +3,7 @@
 import pytest
 from tiny_models import tiny_config
 
-from distill.config import Stage
+from distill.config.stages import Stage
 from distill.models.families import config_from_hf
 from distill.training import speed
 

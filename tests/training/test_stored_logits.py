@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from golden_models import QUICKLY
 
-from distill.config import Stage
+from distill.config.stages import Stage
 from distill.training.losses import chunked_sums
 from distill.training.objectives import objective_of
 from distill.training.stored_logits import bucket_kl, sampled_kl

@@ -11,7 +11,7 @@ from tiny_models import tiny_llama
 from distill.checkpoints.convert import import_checkpoint
 from distill.checkpoints.info import read_info
 from distill.checkpoints.store import load_weights, save_weights
-from distill.config import Stage
+from distill.config.stages import Stage
 from distill.data.loader import Loader
 from distill.data.masking import Examples
 from distill.errors import DistillError

@@ -9,7 +9,7 @@ import numpy as np
 
 from distill.checkpoints.info import ModelInfo, read_info, write_info
 from distill.checkpoints.store import Lazy, copy_tokenizer, load_weights, nest, read_stored, save_weights
-from distill.config import Derive
+from distill.config.models import Derive
 from distill.errors import DistillError
 from distill.files import replacing
 from distill.models import decoder

@@ -18,7 +18,7 @@ import httpx2
 from huggingface_hub import HfApi, constants, errors, get_cached_repo_tree, get_token, snapshot_download
 
 from distill import SCHEMA_VERSION
-from distill.config import Model
+from distill.config.models import Model
 from distill.errors import DistillError
 from distill.files import replacing, write_json
 

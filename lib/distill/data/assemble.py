@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distill.config import Dataset
+from distill.config.dataset import Dataset
 from distill.data.card import CardFacts, write_card
 from distill.data.filters import Filter, Sample, Scores, best, filters, judge, judged
 from distill.data.ledger import Account, Ledger

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from distill.config import Part
+from distill.config.training import Part
 from distill.data.transforms import transformed
 from distill.errors import DistillError
 from distill.files import read_jsonl

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 
-from distill.config import Dataset, Quality
+from distill.config.dataset import Dataset, Quality
 from distill.data.verifiers import verifier
 from distill.text.language import is_in
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx2
 
-from distill.config import Judge
+from distill.config.dataset import Judge
 from distill.errors import DistillError
 from distill.files import digest
 from distill.retries import is_transient, patiently, refusal, retry_after

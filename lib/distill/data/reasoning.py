@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from distill.config import Verifier
+from distill.config.dataset import Verifier
 from distill.errors import DistillError
 
 MEMORY = 4 << 30  # bytes that the scorer's process may have

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import islice
 
-from distill.config import Part
+from distill.config.training import Part
 from distill.text.chat import Messages, prompt_id
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from distill.config import Verifier
+from distill.config.dataset import Verifier
 from distill.data.reasoning import ReasoningGym
 from distill.data.sandbox import Limits, run_python
 from distill.text.answers import last_number, same_answer

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from distill.checkpoints.info import read_info
-from distill.config import Recipe
+from distill.config.recipe import Recipe
 from distill.errors import DistillError
 from distill.evaluation.arm_plots import arm_curves, arm_gains
 from distill.evaluation.arms import SCORES, at_operations, compare_arms, gain, interval

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from distill.cleaning import folder_bytes
-from distill.config import Recipe
+from distill.config.recipe import Recipe
 from distill.files import read_json, read_jsonl
 
 LONGEST_TEXT = 700  # characters of a sample shown; the file beside it has the rest

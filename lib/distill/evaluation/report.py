@@ -7,7 +7,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from distill.config import Recipe
+from distill.config.recipe import Recipe
 from distill.evaluation import plots, readings
 from distill.evaluation.readings import Run, Scored
 from distill.files import read_json, replacing

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from distill import SCHEMA_VERSION
 from distill.checkpoints.info import read_info
 from distill.checkpoints.store import load_weights
-from distill.config import Evaluation
+from distill.config.results import Evaluation
 from distill.errors import DistillError
 from distill.files import write_json
 from distill.generation.engine import Engine

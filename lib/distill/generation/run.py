@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from distill.checkpoints.info import ModelInfo, read_info
-from distill.config import Generation
+from distill.config.generation import Generation
 from distill.errors import DistillError
 from distill.files import read_jsonl
 from distill.generation.history import History, Place, Turn, rounds

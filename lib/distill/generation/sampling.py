@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from distill.config import Sampling
+from distill.config.generation import Sampling
 
 NARROW = 64
 """The best ids of a row, which usually hold all that its filters leave."""

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from distill.checkpoints.info import read_info
 from distill.checkpoints.store import load_weights
-from distill.config import Part
+from distill.config.training import Part
 from distill.data.conversations import training_conversations
 from distill.data.schema import CompletionsMetadata, opened_completions, write_completions
 from distill.data.topk import LOGSUMEXP, Told, as_text, packed

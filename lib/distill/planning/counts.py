@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from distill.config import Recipe, Stage
+from distill.config.recipe import Recipe
+from distill.config.stages import Stage
 from distill.data.loader import row_length
 from distill.files import read_json
 

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from distill.config import Plan, did_you_mean
+from distill.config.results import Plan
+from distill.config.settings import did_you_mean
 from distill.errors import DistillError
 from distill.training.speed import PEAK
 

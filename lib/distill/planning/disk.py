@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from distill.config import Recipe
+from distill.config.recipe import Recipe
 from distill.inputs import is_params
 from distill.planning.counts import Counts
 from distill.planning.models import BYTES, Known, model_of

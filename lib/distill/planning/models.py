@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distill.checkpoints.info import read_info
-from distill.config import Model, Recipe
+from distill.config.models import Model
+from distill.config.recipe import Recipe
 from distill.errors import DistillError
 from distill.files import read_json
 from distill.models import decoder

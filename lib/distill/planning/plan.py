@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distill.config import Recipe
+from distill.config.recipe import Recipe
 from distill.errors import DistillError
 from distill.planning import disk
 from distill.planning.counts import Counts, Steps, count, stage_steps

@@ -15,7 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill.checkpoints.store import nest
-from distill.config import Generation, Stage
+from distill.config.generation import Generation
+from distill.config.stages import Stage
 from distill.data.loader import spans
 from distill.generation.programs import Setup, Telling, decode_on_shapes
 from distill.models import decoder, layouts

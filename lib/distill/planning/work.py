@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from distill.config import Plan, Recipe
+from distill.config.recipe import Recipe
+from distill.config.results import Plan
 from distill.planning.counts import Counts, Steps
 from distill.planning.devices import Machine
 from distill.planning.models import Known

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from distill import SCHEMA_VERSION
-from distill.config import Target
+from distill.config.results import Target
 from distill.errors import DistillError
 from distill.publishing.contents import File
 from distill.retries import is_transient, patiently

@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from distill.config import Recipe, Stage
+from distill.config.recipe import Recipe
+from distill.config.stages import Stage
 
 TEXT = """\
 # {run}: {stage}

@@ -17,7 +17,7 @@ import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors, get_token
 from huggingface_hub.hf_api import RepoFile
 
-from distill.config import Target
+from distill.config.results import Target
 from distill.errors import DistillError
 from distill.publishing.contents import File
 from distill.retries import is_transient, patiently, retry_after

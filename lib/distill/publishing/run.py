@@ -4,7 +4,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from distill import SCHEMA_VERSION
-from distill.config import Target
+from distill.config.results import Target
 from distill.files import write_json
 from distill.publishing.bucket import publish_to_bucket
 from distill.publishing.contents import contents

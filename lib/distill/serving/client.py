@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from distill.config import Sampling
+from distill.config.generation import Sampling
 from distill.errors import DistillError
 from distill.retries import refusal, retry_after
 from distill.serving.journal import Sample

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from distill.checkpoints.info import ModelInfo
-from distill.config import ONE_DEVICE, EngineMesh
+from distill.config.generation import ONE_DEVICE, EngineMesh
 from distill.errors import DistillError
 from distill.serving.metrics import Metrics
 from distill.serving.protocol import Asked, ChatRequest, CompletionRequest, Limits, Problem, parse

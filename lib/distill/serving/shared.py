@@ -27,7 +27,7 @@ from typing import TextIO
 
 from filelock import FileLock
 
-from distill.config import ONE_DEVICE, EngineMesh
+from distill.config.generation import ONE_DEVICE, EngineMesh
 from distill.errors import DistillError
 from distill.files import digest, read_json, write_json
 

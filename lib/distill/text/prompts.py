@@ -19,7 +19,7 @@ from typing import Any
 from pydantic_core import to_json  # a quarter of the standard library's time
 
 from distill import SCHEMA_VERSION
-from distill.config import Prompts, Source
+from distill.config.prompts import Prompts, Source
 from distill.errors import DistillError
 from distill.files import replacing
 from distill.text.chat import prompts_tokens

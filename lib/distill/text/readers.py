@@ -9,7 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from distill.config import Source
+from distill.config.prompts import Source
 from distill.errors import DistillError
 from distill.files import file_digest
 from distill.licenses import license_of

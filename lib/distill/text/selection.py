@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
-from distill.config import Prompts
+from distill.config.prompts import Prompts
 from distill.errors import DistillError
 from distill.text.chat import Messages
 from distill.text.language import is_in

@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import islice, takewhile
 from typing import Any, Literal
 
-from distill.config import Source
+from distill.config.prompts import Source
 from distill.errors import DistillError
 from distill.text.chat import prompt_id
 from distill.text.readers import open_dataset

@@ -4,7 +4,8 @@ import jax
 from jax.sharding import Mesh
 
 from distill.checkpoints.store import flat, nest
-from distill.config import Lora, did_you_mean
+from distill.config.settings import did_you_mean
+from distill.config.training import Lora
 from distill.errors import DistillError
 from distill.models import decoder, lora
 from distill.models.config import ModelConfig

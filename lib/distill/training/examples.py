@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.checkpoints.info import read_info
-from distill.config import Evaluation, Part, Stage
+from distill.config.results import Evaluation
+from distill.config.stages import Stage
+from distill.config.training import Part
 from distill.data.aligned import Aligner
 from distill.data.conversations import training_conversations
 from distill.data.masking import Examples, joined, training_examples

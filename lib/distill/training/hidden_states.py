@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from distill.config import HiddenStates
+from distill.config.training import HiddenStates
 from distill.errors import DistillError
 from distill.models import decoder
 from distill.models.config import ModelConfig

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from distill.config import Stage
+from distill.config.stages import Stage
 from distill.data.loader import Loader
 from distill.errors import DistillError
 from distill.parallel.processes import is_first

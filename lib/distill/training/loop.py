@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from distill import SCHEMA_VERSION, closure
 from distill.checkpoints.info import ModelInfo, read_info
-from distill.config import Evaluation, Stage
+from distill.config.results import Evaluation
+from distill.config.stages import Stage
 from distill.data.loader import Loader, row_length
 from distill.data.masking import Examples
 from distill.errors import DistillError

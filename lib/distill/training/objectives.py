@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distill.config import NUMBERS, Schedule, Stage
+from distill.config.stages import NUMBERS, Stage
+from distill.config.training import Schedule
 from distill.training.aligned import apart, chains, told
 from distill.training.divergences import divergence_of, log_probs
 from distill.training.losses import (

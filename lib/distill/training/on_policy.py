@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from distill.config import Stage
+from distill.config.stages import Stage
 from distill.data.loader import Loader, arrays
 from distill.generation.engine import Engine
 from distill.generation.requests import Request

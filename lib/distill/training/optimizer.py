@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from distill.config import Stage
+from distill.config.stages import Stage
 
 
 def learning_rate(stage: Stage, steps: int) -> optax.Schedule:

@@ -4,7 +4,7 @@ import math
 
 import jax
 
-from distill.config import Stage
+from distill.config.stages import Stage
 from distill.data.loader import Loader
 from distill.models import decoder
 from distill.models.config import ModelConfig

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from distill.checkpoints.store import flat, load_weights, nest
-from distill.config import Stage
+from distill.config.stages import Stage
 from distill.models import decoder
 from distill.models.config import ModelConfig
 from distill.parallel.mesh import replicated, weight_sharding

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from distill.config import Stage
+from distill.config.stages import Stage
 from distill.models import decoder
 from distill.models.config import ModelConfig
 from distill.models.lora import Adapters

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from distill.checkpoints.info import read_info
 from distill.checkpoints.store import load_weights
-from distill.config import Stage
+from distill.config.stages import Stage
 from distill.models import decoder, layouts
 from distill.models.config import ModelConfig
 from distill.models.int8 import quantize_weights, wide
