@@ -120,6 +120,27 @@ def test_a_prompt_may_be_read_in_chunks(name: str) -> None:
     np.testing.assert_allclose(np.concatenate(parts, axis=1), wanted.logits, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["llama_gqa_tied", "gemma3_text", "deepseek_v2_lite", "deepseek_v3"])
+def test_one_token_of_each_row_may_be_asked_for(name: str) -> None:
+    """The last layer answers no other; the caches hold all of them."""
+    config, params = load(name)
+    config = config.reaching(LENGTH)
+    longest, given = PROMPTS.max(), prompts(case(golden(name), "plain").tokens, PROMPTS)
+
+    @partial(jax.jit, compiler_options=QUICKLY)
+    def last(params):
+        fresh = empty_cache(config, 2, longest, jnp.float32, chunk=longest)
+        hidden, caches = decoder.extend(config, params, fresh, *given, only=PROMPTS - 1)
+        return decoder.logits(config, params, hidden), caches
+
+    logits, caches = read(config, params, empty_cache(config, 2, longest, jnp.float32, chunk=longest), *given)
+    for weights in (params, for_products(config, params)):
+        one, same = last(weights)
+        assert one.shape == (2, 1, config.vocab_size)
+        np.testing.assert_allclose(one[:, 0], logits[np.arange(2), PROMPTS - 1], atol=2e-5, rtol=2e-5)
+        jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5, rtol=2e-5), same, caches)
+
+
 def test_layers_with_a_window_hold_no_more_than_it_needs() -> None:
     config, _ = load("gemma3_text")  # windows of 24, 24, none
     assert [slots_of(c) for c in empty_cache(config, 1, 4096, jnp.float32)] == [64, 64, 4096]

@@ -92,11 +92,10 @@ def prefill(config: ModelConfig, mesh: Mesh | None, params, caches: Caches, toke
     token, as far as it is among them, [PREFILL_ROWS, V]."""
     positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
     valid = (positions < lengths[:, None]).astype(jnp.int32)
-    hidden, caches = decoder.extend(config, params, caches, tokens, positions, valid, mesh=mesh)
     last = jnp.clip(lengths - 1 - start, 0, tokens.shape[1] - 1)
-    last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-    last = jnp.pad(last, ((0, PREFILL_ROWS - len(last)), (0, 0)))
-    return caches, decoder.logits(config, params, last[:, None])[:, 0]
+    hidden, caches = decoder.extend(config, params, caches, tokens, positions, valid, mesh=mesh, only=last)
+    hidden = jnp.pad(hidden, ((0, PREFILL_ROWS - len(hidden)), (0, 0), (0, 0)))
+    return caches, decoder.logits(config, params, hidden)[:, 0]
 
 
 put_in_slots = partial(jax.jit, donate_argnums=0)(insert)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from distill.models.cache import SEGMENT, LayerCache, Pieces, joined, write
 from distill.models.config import ModelConfig
 from distill.models.int8 import Int8, wide
-from distill.models.layers import Norm, at_least_float32, biased, fan_in, product, products, weight, zeros
+from distill.models.layers import Norm, at_least_float32, biased, column, fan_in, product, products, weight, zeros
 from distill.models.panels import Panels
 from distill.models.rope import Rotation, rotate
 
@@ -48,17 +48,20 @@ class Attention(nnx.Module):
         cache: LayerCache | None = None,
         slots: Int[Array, "B T"] | None = None,
         room: int | None = None,
+        only: Int[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         """Attend over x itself, or, with a cache, over what it holds once x is written at `slots`.
 
         room: slots that the cache may grow to; what a row attends to does not depend, to the bit, on how many
-        it has now.
+        it has now. only: the one query of each row that is wanted.
         """
         q, k, v = self.projected(x, turn)
+        if only is not None:
+            q, mask = column(q, only), column(mask, only)
         if cache is not None:
             k, v = write(cache["k"], k, slots), write(cache["v"], v, slots)
             cache = {"k": k, "v": v}
-        if cache is not None and x.shape[1] == 1:
+        if cache is not None and q.shape[1] == 1:
             spoken = self._attend_one(q[:, 0], k, v, mask[:, 0], room or mask.shape[-1])[:, None]
         else:
             k, v = (k, v) if cache is None else (joined(wide(k)), joined(wide(v)))

@@ -22,7 +22,7 @@ from distill.models.attention import Attention, causal_mask
 from distill.models.cache import Caches, LayerCache, cache_mask, slots_for, slots_of, write_slots
 from distill.models.config import Layer, ModelConfig
 from distill.models.int8 import wide
-from distill.models.layers import FeedForward, Norm, at_least_float32, product, weight
+from distill.models.layers import FeedForward, Norm, at_least_float32, column, product, weight
 from distill.models.lora import Adapters, merged
 from distill.models.mla import LatentAttention
 from distill.models.moe import MixtureOfExperts, balance
@@ -57,9 +57,11 @@ class Block(nnx.Module):
         room: int | None = None,
         mesh: Mesh | None = None,
         asked: list | None = None,
+        only: Int[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        """asked: see `MixtureOfExperts`."""
-        y, cache = self.attention(self.attention_norm(x), turn, mask, cache, slots, room)
+        """asked: see `MixtureOfExperts`. only: the column of each row whose state is wanted, [B, 1, D] then."""
+        y, cache = self.attention(self.attention_norm(x), turn, mask, cache, slots, room, only)
+        x = x if only is None else column(x, only)
         x = x + (y if self.attention_post_norm is None else self.attention_post_norm(y))
         y = self.ffn_norm(x)
         y = self.ffn(y, mesh, asked) if isinstance(self.ffn, MixtureOfExperts) else self.ffn(y)
@@ -226,6 +228,7 @@ def extend(
     *,
     room: int | None = None,
     mesh: Mesh | None = None,
+    only: Int[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Caches]:
     """Append tokens to caches (a prompt, or one token a row) and return their hidden states.
 
@@ -236,6 +239,8 @@ def extend(
     room: positions that the caches may grow to. A token that is appended alone gets the same bits whatever
         their size is now.
     mesh: as for `forward`.
+    only: the column of each row whose hidden state is wanted, [B, 1, D] then. Of the last layer the others need keys
+        and values alone.
     """
     turns = [rotation(rope, positions) for rope in config.ropes]
     last = jnp.max(jnp.where(valid > 0, positions, -1), axis=1)
@@ -243,18 +248,19 @@ def extend(
     for i, layer in enumerate(config.layers):
         most = None if room is None else slots_for(layer, room)
         seen = positions, last, valid, turns[layer.rope]
-        x, cache = _extend_block(config, layer, most, mesh, params["layers"][str(i)], x, caches[i], *seen)
+        wanted = only if i + 1 == len(config.layers) else None
+        x, cache = _extend_block(config, layer, most, mesh, params["layers"][str(i)], x, caches[i], *seen, wanted)
         written.append(cache)
     return _norm(config, params, x), written
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _extend_block(config, layer, room, mesh, weights, x, cache, positions, last, valid, turn):
+def _extend_block(config, layer, room, mesh, weights, x, cache, positions, last, valid, turn, only):
     """One layer of `extend`. A function of its own, so that layers that are alike are traced once."""
     module = block(config, layer, weights)
     size = slots_of(cache)
     mask = cache_mask(positions, last, size, layer.window)
-    return module(x, turn, mask, cache, write_slots(positions, valid, size), room, mesh)
+    return module(x, turn, mask, cache, write_slots(positions, valid, size), room, mesh, only=only)
 
 
 def logits(config: ModelConfig, params: Params, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from distill.models.config import ModelConfig
 from distill.models.panels import Panels, panel_products
@@ -101,6 +101,11 @@ def product(
 ) -> Float[Array, "B T F"]:
     """`products` with one matrix."""
     return products(x, weight, wide=wide)[0]
+
+
+def column(x: Float[Array, "B T *rest"], at: Int[Array, "B"]) -> Float[Array, "B 1 *rest"]:
+    """One column of each row."""
+    return jnp.take_along_axis(x, at.reshape(-1, *(1,) * (x.ndim - 1)), axis=1)
 
 
 def at_least_float32(x: Array) -> jnp.dtype:

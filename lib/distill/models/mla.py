@@ -13,7 +13,7 @@ from distill.models.attention import attention_weights, from_heads, in_order, se
 from distill.models.cache import LayerCache, joined, write
 from distill.models.config import ModelConfig
 from distill.models.int8 import wide
-from distill.models.layers import Norm, at_least_float32, fan_in, product, weight
+from distill.models.layers import Norm, at_least_float32, column, fan_in, product, weight
 from distill.models.rope import Rotation, rotate
 
 LATENT_EPS = 1e-6
@@ -45,10 +45,11 @@ class LatentAttention(nnx.Module):
         cache: LayerCache | None = None,
         slots: Int[Array, "B T"] | None = None,
         room: int | None = None,
+        only: Int[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         """Attend over x itself, or, with a cache, over what it holds once x is written at `slots`.
 
-        room: slots that the cache may grow to, as in `Attention`.
+        room: slots that the cache may grow to, as in `Attention`; only: too.
         """
         config, nope = self.config, self.config.latent.nope
         if self.q is not None:
@@ -57,6 +58,8 @@ class LatentAttention(nnx.Module):
             q = self.q_a_norm(product(x, self.q_a[...]))
             q = to_heads(q, self.q_b[...])
         q, q_rope = q[..., :nope], rotate(q[..., nope:], turn, interleaved=config.rope_interleaved)
+        if only is not None:
+            q, q_rope, mask = column(q, only), column(q_rope, only), column(mask, only)
         latent = self.kv_a_norm(product(x, self.kv_a[...]))
         k_rope = product(x, self.k_rope[...])
         k_rope = rotate(k_rope[:, :, None], turn, interleaved=config.rope_interleaved)[:, :, 0]
@@ -64,7 +67,7 @@ class LatentAttention(nnx.Module):
             latent, k_rope = write(cache["latent"], latent, slots), write(cache["rope"], k_rope, slots)
             cache = {"latent": latent, "rope": k_rope}
             latent, k_rope = wide(latent), wide(k_rope)
-        if cache is not None and x.shape[1] == 1:
+        if cache is not None and q.shape[1] == 1:
             room = room or mask.shape[-1]
             attended = self._absorbed(q[:, 0], q_rope[:, 0], latent, k_rope, mask[:, 0], room)[:, None]
         else:
