@@ -200,6 +200,13 @@ def test_a_client_loads_neither_jax_nor_transformers() -> None:
     assert not {"jax", "transformers", "tokenizers", "torch", "pyarrow", "uvicorn"} & set(modules)
 
 
+def test_a_client_writes_its_rows_without_pandas() -> None:
+    rows = "import pyarrow; print(pyarrow.Table.from_pylist([{'a': [1]}]).num_rows, 'pandas' in sys.modules)"
+    told = f"import sys, runpy; runpy.run_path(sys.argv[1]); {rows}"
+    command = [sys.executable, "-c", told, str(SCRIPTS / "generate.py")]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "1 False\n"
+
+
 @pytest.mark.slow
 def test_logits_are_stored_with_the_tokens_and_a_killed_batch_keeps_them(params: Path, tmp_path: Path) -> None:
     """The bytes of a batch do not depend on which of its samples came from the journal."""
