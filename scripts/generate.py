@@ -1,10 +1,10 @@
 """Let the teacher answer one batch of prompts. A server does; the first batch that asks starts it."""
 
-# ruff: noqa: E402
 import gc
 import sys
 
-gc.disable()  # to look for garbage among what is imported takes a tenth of the start
+if __name__ == "__main__":
+    gc.disable()  # to look for garbage among what is imported takes a tenth of the start
 
 from pathlib import Path
 
@@ -19,15 +19,12 @@ PATH = click.Path(path_type=Path)
 
 
 class NoPandas:
-    """An import hook: pyarrow would import pandas, for half a second a job, to see that a list is no series of its."""
+    """An import hook: to see that a list is no series, pyarrow would import pandas, half a second of each job."""
 
     @staticmethod
     def find_spec(name: str, *_: object) -> None:
         if name == "pandas":
             raise ModuleNotFoundError(name)
-
-
-sys.meta_path.insert(0, NoPandas)
 
 
 @click.command(help=__doc__)
@@ -58,4 +55,5 @@ def main(
 
 
 if __name__ == "__main__":
+    sys.meta_path.insert(0, NoPandas)
     main()

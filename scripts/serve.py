@@ -1,9 +1,9 @@
 """Serve a model: OpenAI's completions and chat completions, for this machine unless --host says otherwise."""
 
-# ruff: noqa: E402
 import gc
 
-gc.disable()  # to look for garbage among what is imported takes a sixth of the start; `serve` turns it on again
+if __name__ == "__main__":
+    gc.disable()  # to look for garbage among what is imported takes a sixth of the start; `serve` turns it on again
 
 import stat
 from contextlib import nullcontext
