@@ -12,8 +12,6 @@ from distill.generation.requests import Request
 from distill.generation.sampling import Draw
 from distill.models.int8 import Int8, quantize_weights, quantized, wide
 
-pytestmark = pytest.mark.slow
-
 NAMES = ["llama_gqa_tied", "gemma3_text", "deepseek_v2_lite"]  # grouped queries; rings; latents and experts
 
 
@@ -31,6 +29,13 @@ def test_no_entry_is_off_by_more_than_half_a_step() -> None:
     assert np.all(np.abs(exact - short.astype(jnp.float32)) <= again.scale * (0.5 + rounding))
 
 
+@pytest.mark.parametrize("rows", [2, slice(1, 3), np.array([[4, 0], [1, 1]])], ids=["one", "slice", "array"])
+def test_rows_of_a_quantized_array_are_those_of_the_array(rows) -> None:
+    x = jax.random.normal(jax.random.key(0), (5, 7))
+    np.testing.assert_array_equal(quantized(x)[rows].wide(), quantized(x).wide()[rows])
+    np.testing.assert_array_equal(quantized(x)[jnp.array([3, 3])].wide(), quantized(x).wide()[np.array([3, 3])])
+
+
 def answers(config, params, **options) -> list[tuple[list[int], np.ndarray]]:
     engine = Engine(config, params, slots=4, max_length=50, real_vocab=config.vocab_size, **options)
     rng = np.random.default_rng(0)
@@ -39,6 +44,7 @@ def answers(config, params, **options) -> list[tuple[list[int], np.ndarray]]:
     return [(results[i].tokens, np.asarray(results[i].logprobs)) for i in range(len(prompts))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama_gqa_tied", "deepseek_v2_lite"])
 def test_a_quantized_model_is_the_model_of_its_rounded_weights(name: str) -> None:
     config, params = load(name)
@@ -51,6 +57,7 @@ def test_a_quantized_model_is_the_model_of_its_rounded_weights(name: str) -> Non
         np.testing.assert_allclose(logprobs, wanted, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cache_in_eight_bits_says_nearly_the_same(name: str) -> None:
     config, params = load(name)

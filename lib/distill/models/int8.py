@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import qwix
 from jaxtyping import Array, Float
 from jaxtyping import Int8 as Bytes
@@ -36,6 +37,7 @@ class Int8:
 
     def __getitem__(self, rows: Any) -> "Int8":
         """Of the leading axes."""
+        rows = jnp.asarray(rows) if isinstance(rows, np.ndarray) else rows  # qwix compares an index with Ellipsis
         return Int8(self.array[rows], self.dtype)
 
     def wide(self) -> Array:
