@@ -14,7 +14,7 @@ from distill.checkpoints.store import flat, nest
 from distill.errors import DistillError
 from distill.generation import engine as engine_module
 from distill.generation.engine import Engine
-from distill.generation.programs import STEPS
+from distill.generation.programs import STEPS, STOPS
 from distill.generation.requests import Request, Result
 from distill.generation.sampling import Draw
 from distill.generation.seeds import request_seed
@@ -34,6 +34,7 @@ DRAWS = (
     Draw(top_p=0.8),
     Draw(temperature=1.5, min_p=0.1),
 )
+HOT = Draw(temperature=3.0)  # hardly a token comes twice
 
 
 def engine(
@@ -144,6 +145,38 @@ def test_a_sample_ends_at_any_stop_id_or_at_its_length(answered) -> None:
         assert result.finish_reason == "stop" or len(result.tokens) == request.max_tokens
     ends = {result.tokens[-1] for result in answered[1] if result.finish_reason == "stop"}
     assert ends == set(STOP)
+
+
+def test_a_slot_stands_idle_behind_the_end_of_its_sample() -> None:
+    """Whether a stop id or the length ends it; nothing is written to the caches from there on."""
+    (free,) = run([Request((9, 10, 11), 1, 0, 30, HOT)])
+    at = next(i for i in range(2, STEPS) if free.tokens[i] not in free.tokens[:i])
+    stop = free.tokens[at]
+    asked = [
+        Request((9, 10, 11), 1, 0, 30, HOT),
+        Request((9, 10, 11), 1, 0, at + 1, HOT),
+        Request((9, 10, 11), 1, 0, 30, HOT, stop_ids=frozenset((stop,))),
+        Request((9, 10, 11), 1, 0, 30, HOT, stop_ids=frozenset((stop, *range(100, 99 + STOPS)))),
+    ]
+    shared = engine()
+    names = [shared.submit(request) for request in asked]
+    shared.step()
+    told = dict(shared.step())
+    assert [told[name].tokens for name in names] == [free.tokens[: 1 + STEPS]] + [free.tokens[: at + 1]] * 3
+    newest, lane = [3 + STEPS, *[3 + at] * 3, 0], shared.lanes[0]
+    assert lane.state["position"].tolist()[:5] == newest
+    keys = np.asarray(lane.caches[0]["k"][0])[:5, 0]  # of the newest token there are none yet
+    assert [int(np.any(row != 0, axis=-1).sum()) for row in keys] == newest
+
+
+def test_more_stop_ids_than_the_device_knows(answered) -> None:
+    """The smallest are known to it; any of the others ends a sample all the same."""
+    (free,) = run([Request((9, 10, 11), 1, 0, 30, HOT)])
+    for at, known in ((5, range(1000, 1000 + STOPS)), (5, range(-STOPS, 0))):
+        stops = frozenset((free.tokens[at], *known))
+        (result,) = run([Request((9, 10, 11), 1, 0, 30, HOT, stop_ids=stops)])
+        assert result.tokens == free.tokens[: free.tokens.index(free.tokens[at]) + 1]
+        assert result.finish_reason == "stop"
 
 
 def test_a_cancelled_request_frees_its_slot_and_leaves_the_others_alone() -> None:

@@ -16,7 +16,7 @@ from tiny_models import tiny_config
 from distill.models.attention import attend, attend_one_in_c
 from distill.models.families import config_from_hf
 from distill.models.int8 import quantized
-from distill.models.panels import panel_products, panelled
+from distill.models.panels import for_rows, panel_products, panelled
 from distill.native.library import kernels
 
 if shutil.which("cc") is None:
@@ -57,6 +57,24 @@ def test_bits_of_a_row_depend_on_that_row_alone(eight_bits: bool) -> None:
             assert np.array_equal(ours, whole[i][rows])
         assert np.array_equal(panel_products(x[rows], panels[1:])[0], whole[1][rows])
     assert np.array_equal(panel_products(x.reshape(2, 32, -1), panels)[0].reshape(64, 1, -1), whole[0])
+
+
+@pytest.mark.parametrize("eight_bits", [False, True])
+@pytest.mark.parametrize("few", [0, 1, 2, 7, 20])
+def test_rows_that_are_not_wanted_get_zeros_and_reach_no_other(few: int, eight_bits: bool) -> None:
+    """Outputs that fill no panel, and several; depths of one part and of two."""
+    for depth in (40, 1100):
+        matrices = weights((3, depth), (9 * WIDTH + 5, depth))
+        panels = tuple(panelled(quantized(m) if eight_bits else m, 1, WIDTH) for m in matrices)
+        x = jax.random.normal(jax.random.key(9), (4, 5, depth))
+        wanted = np.zeros(20, bool)
+        wanted[np.random.default_rng(few).permutation(20)[:few]] = True
+        wanted = wanted.reshape(4, 5)
+        given = jnp.where(wanted[..., None], x, jnp.nan)
+        for ours, whole in zip(
+            panel_products(given, for_rows(panels, jnp.asarray(wanted))), panel_products(x, panels), strict=True
+        ):
+            assert np.array_equal(ours, np.where(wanted[..., None], whole, 0.0))
 
 
 def test_rows_of_an_embedding_in_panels() -> None:
@@ -110,6 +128,14 @@ def test_what_a_row_does_not_see_reaches_no_bit() -> None:
     for row in range(6):
         one = slice(row, row + 1)
         assert np.array_equal(attend_one_in_c(config, q[one], [k[one]], [v[one]], seen[one]), whole[one])
+
+
+def test_a_row_that_sees_nothing_says_nothing() -> None:
+    config, q, k, v = attention_case(6, 2, 48)
+    seen = seen_by([0, 1, 64, 0, 128, 190])
+    ours = attend_one_in_c(config, q, [k], [v], seen)
+    assert not np.any(ours[jnp.array([0, 3])])
+    assert np.array_equal(ours[5], attend_one_in_c(config, q, [k], [v], seen_by([190] * 6))[5])
 
 
 def test_a_ring_whose_oldest_slots_are_not_seen() -> None:

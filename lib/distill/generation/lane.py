@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from distill.errors import DistillError
@@ -17,9 +16,10 @@ from distill.generation.programs import (
     STEPS,
     Setup,
     decode,
-    draws,
     first_tokens,
+    idle,
     more_room,
+    newcomers,
     put_in_slots,
     slot_column,
 )
@@ -41,13 +41,7 @@ class Lane:
         self.thread = None if alone else ThreadPoolExecutor(1, thread_name_prefix="lane")
         self.attended = setup.attended(1)  # positions that the caches hold now
         self.caches = setup.empty_cache(slots, self.attended, dtype, piece=setup.stride)
-        self.state = {
-            "token": jnp.zeros(slots, jnp.int32),
-            "position": jnp.zeros(slots, jnp.int32),
-            "seed": jnp.zeros((slots, 2), jnp.uint32),
-            "sample": jnp.zeros(slots, jnp.int32),
-            "draw": draws([], slots),
-        }
+        self.state = idle(slots)
         self.running: dict[int, tuple[int, Request, Result]] = {}
         self.free = list(range(slots))
         self.firsts: list[tuple[list[tuple[int, int]], Choice]] = []  # slots that were filled, for whom, first tokens
@@ -68,18 +62,11 @@ class Lane:
         self._fit()
         for start in range(0, len(placed), PREFILL_ROWS):
             slots, rows, requests = zip(*placed[start : start + PREFILL_ROWS], strict=True)
-            seeds = np.zeros((PREFILL_ROWS, 2), np.uint32)
-            seeds[: len(slots)] = [(request.seed >> 32, request.seed & 0xFFFFFFFF) for request in requests]
-            new = {
-                "sample": slot_column([request.sample for request in requests], PREFILL_ROWS),
-                "seed": seeds,
-                "draw": draws([request.draw for request in requests], PREFILL_ROWS),
-            }
             to = slot_column(slots, PREFILL_ROWS, fill=self.slots)  # beyond the last slot: put nowhere
             of = slot_column(rows, PREFILL_ROWS)
             few = 1 << (len(slots) - 1).bit_length()  # a copy: its shape reaches no bit
             self.caches = put_in_slots(self.caches, fresh, to[:few], of[:few], lengths)
-            self.state, choice = first_tokens(self.setup, logits, self.state, to, of, lengths[of], new)
+            self.state, choice = first_tokens(self.setup, logits, self.state, to, of, lengths[of], newcomers(requests))
             self.firsts.append(([(slot, self.running[slot][0]) for slot in slots], choice))
 
     def start(self, params: decoder.Params) -> None:

@@ -1,6 +1,6 @@
 """What the engine has compiled: reading prompts, the first token behind one, and decode steps."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -10,16 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Int
 
+from distill.generation.requests import Request
 from distill.generation.sampling import Choice, Draw, choose, many_uniforms, sampled_of, uniforms
 from distill.models import decoder
 from distill.models.cache import SEGMENT, Caches, empty_cache, insert, more_pieces, piece_sizes
 from distill.models.config import ModelConfig
+from distill.models.panels import for_rows
 from distill.parallel.mesh import cache_sharding
 
 STEPS = 8
-"""Decode steps a round trip to the host; a sample that ends inside wastes the rest of its slot's steps."""
+"""Decode steps a round trip to the host; the slot of a sample that ends inside stands idle for the rest of them."""
 LEAST = 16
 """The least piece of a cache is this part of a full one. A cache has as many as the longest sequence needs; each number
 is compiled once."""
@@ -35,6 +37,9 @@ class Telling(NamedTuple):
 
 
 SILENT = Telling()
+
+STOPS = 4
+"""Stop ids of a sample that are known to the device; any others end it at the next round trip to the host."""
 
 
 @dataclass(frozen=True)
@@ -115,21 +120,30 @@ def first_tokens(setup: Setup, logits, state, slots, rows, position, new):
 
 @partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
 def decode(setup: Setup, params, caches: Caches, state):
-    """STEPS tokens for every slot, a `Choice` of [STEPS, slots]; an idle slot's are not looked at."""
+    """STEPS tokens for every slot, a `Choice` of [STEPS, slots]; what lies behind a sample's end is not looked at.
+
+    A slot is idle from there on: its row is neither written to the caches nor, in our own code, computed.
+    """
 
     def step(carry, numbers):
         caches, token, position = carry
-        valid = jnp.ones((token.shape[0], 1), jnp.int32)
-        given = params, caches, token[:, None], position[:, None], valid
+        live = going(state, token, position)[:, None]
+        given = params, caches, token[:, None], position[:, None], live.astype(jnp.int32)
         hidden, caches = decoder.extend(setup.config, *given, room=setup.room, mesh=setup.mesh)
-        choice = _choose(setup, state["draw"], decoder.logits(setup.config, params, hidden)[:, 0], numbers)
-        return (caches, choice.token, position + 1), choice
+        logits = decoder.logits(setup.config, for_rows(params, live), hidden)[:, 0]
+        choice = _choose(setup, state["draw"], logits, numbers)
+        return (caches, jnp.where(live[:, 0], choice.token, token), position + live[:, 0]), choice
 
     start = caches, state["token"], state["position"]
     ahead = 1 + jnp.arange(STEPS, dtype=jnp.int32)
     numbers = jax.vmap(lambda more: _numbers(setup, state, state["position"] + more))(ahead)
     (caches, token, position), choices = jax.lax.scan(step, start, numbers)
     return caches, {**state, "token": token, "position": position}, choices
+
+
+def going(state, token: Int[Array, "B"], position: Int[Array, "B"]) -> Bool[Array, "B"]:
+    """Whether a slot's sample goes on behind this token, its newest, at this position."""
+    return (position < state["last"]) & ~jnp.any(token[:, None] == state["stops"], axis=1)
 
 
 def _numbers(setup: Setup, state, position) -> tuple[Array, Array | None]:
@@ -146,6 +160,36 @@ def _choose(setup: Setup, draw: Draw, logits: Array, numbers: tuple[Array, Array
         logprobs, ids = sampled_of(logits, others, setup.real_vocab)
         choice = choice._replace(sampled_ids=ids, sampled_logprobs=logprobs)
     return choice
+
+
+def idle(slots: int) -> dict[str, Any]:
+    """The state of slots that no sample is in: of each its newest token, where that and the sample's last one stand,
+    what ends it before, and what its draws follow from."""
+    return {
+        "token": jnp.zeros(slots, jnp.int32),
+        "position": jnp.zeros(slots, jnp.int32),
+        "last": jnp.zeros(slots, jnp.int32),
+        "stops": jnp.zeros((slots, STOPS), jnp.int32),
+        "seed": jnp.zeros((slots, 2), jnp.uint32),
+        "sample": jnp.zeros(slots, jnp.int32),
+        "draw": draws([], slots),
+    }
+
+
+def newcomers(requests: Sequence[Request]) -> dict[str, Any]:
+    """The state of PREFILL_ROWS samples or fewer, but for what their first tokens give."""
+    seeds, stops = np.zeros((PREFILL_ROWS, 2), np.uint32), np.full((PREFILL_ROWS, STOPS), -1, np.int32)
+    for i, request in enumerate(requests):
+        seeds[i] = request.seed >> 32, request.seed & 0xFFFFFFFF
+        known = sorted(request.stop_ids)[:STOPS]
+        stops[i, : len(known)] = known
+    return {
+        "last": slot_column([len(r.prompt) + r.max_tokens - 1 for r in requests], PREFILL_ROWS),
+        "stops": stops,
+        "seed": seeds,
+        "sample": slot_column([request.sample for request in requests], PREFILL_ROWS),
+        "draw": draws([request.draw for request in requests], PREFILL_ROWS),
+    }
 
 
 def draws(draws: list[Draw], slots: int) -> Draw:
@@ -177,6 +221,4 @@ def decode_on_shapes(
     if setup.mesh is not None:
         place = partial(cache_sharding, setup.mesh)
         caches = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place(a.shape)), caches)
-    whole, seed = jax.ShapeDtypeStruct((slots,), jnp.int32), jax.ShapeDtypeStruct((slots, 2), jnp.uint32)
-    state = {"token": whole, "position": whole, "seed": seed, "sample": whole, "draw": draws([], slots)}
-    return caches, partial(decode.lower, setup, params, caches, state)
+    return caches, partial(decode.lower, setup, params, caches, jax.eval_shape(partial(idle, slots)))

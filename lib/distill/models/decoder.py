@@ -26,7 +26,7 @@ from distill.models.layers import FeedForward, Norm, at_least_float32, column, p
 from distill.models.lora import Adapters, merged
 from distill.models.mla import LatentAttention
 from distill.models.moe import MixtureOfExperts, balance
-from distill.models.panels import Panels
+from distill.models.panels import Panels, for_rows
 from distill.models.rope import Rotation, rotation, sequence_lengths
 
 Params = dict[str, Any]
@@ -235,7 +235,7 @@ def extend(
     params: unscanned; matrices may be in eight bits (`models/int8.py`), and so may the caches.
     caches: of `models.cache.empty_cache`, with its `chunk` no less than T.
     positions: where each token stands, one more than the one before it.
-    valid: 0 for padding, which is neither written nor seen.
+    valid: 0 for padding, which is neither written nor seen, nor, where products are our own code, computed.
     room: positions that the caches may grow to. A token that is appended alone gets the same bits whatever
         their size is now.
     mesh: as for `forward`.
@@ -257,7 +257,7 @@ def extend(
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _extend_block(config, layer, room, mesh, weights, x, cache, positions, last, valid, turn, only):
     """One layer of `extend`. A function of its own, so that layers that are alike are traced once."""
-    module = block(config, layer, weights)
+    module = block(config, layer, weights if only is not None else for_rows(weights, valid > 0))
     size = slots_of(cache)
     mask = cache_mask(positions, last, size, layer.window)
     return module(x, turn, mask, cache, write_slots(positions, valid, size), room, mesh, only=only)

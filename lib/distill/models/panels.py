@@ -1,13 +1,13 @@
 """Weights as the products in C read them (native/products.c): panels of a few outputs each, one after the other."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from jaxtyping import Int8 as Bytes
 
 from distill.models.int8 import Int8
@@ -16,12 +16,17 @@ from distill.models.int8 import Int8
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Panels:
-    """A weight of `shape` as panels of C outputs; what the last one lacks is zeros. scale: of each, in eight bits."""
+    """A weight of `shape` as panels of C outputs; what the last one lacks is zeros.
+
+    scale: of each output, in eight bits.
+    wanted: the rows of x that are worth a product, others get zeros; all of them if there is none.
+    """
 
     values: Float[Array, "P D C"] | Bytes[Array, "P D C"]
     scale: Float[Array, "P C"] | None
     shape: tuple[int, ...] = field(metadata={"static": True})
     dtype: Any = field(metadata={"static": True})
+    wanted: Bool[Array, "B T"] | None = None
 
     @property
     def outputs(self) -> int:
@@ -57,8 +62,14 @@ def _panelled(weight: Array, taken: int, width: int) -> Array:
     return jnp.swapaxes(padded.reshape(-1, width, matrix.shape[1]), 1, 2)
 
 
+def for_rows(weights: Any, wanted: Bool[Array, "B T"]) -> Any:
+    """A tree of weights whose products in C are those of some rows alone, the others' are zeros."""
+    panels = lambda leaf: isinstance(leaf, Panels)  # noqa: E731
+    return jax.tree.map(lambda leaf: replace(leaf, wanted=wanted) if panels(leaf) else leaf, weights, is_leaf=panels)
+
+
 def panel_products(x: Float[Array, "B T D"], weights: tuple[Panels, ...]) -> tuple[Float[Array, "B T F"], ...]:
     """x Wᵀ for each W. The bits of a row's depend on that row alone, for any number of rows."""
     results = [jax.ShapeDtypeStruct((*x.shape[:-1], weight.outputs), x.dtype) for weight in weights]
-    given = [part for weight in weights for part in (weight.values, weight.scale) if part is not None]
-    return tuple(jax.ffi.ffi_call("distill_products", results)(x, *given))
+    given = [weights[0].wanted, *(part for weight in weights for part in (weight.values, weight.scale))]
+    return tuple(jax.ffi.ffi_call("distill_products", results)(x, *(part for part in given if part is not None)))

@@ -2,6 +2,7 @@
 //
 // Slots are met in blocks of BLOCK, in order, with an online softmax (arXiv 1805.02867). A row's bits depend on what it
 // sees alone: slots behind the last one that it sees are not met, and those of a block that it does not see add zeros.
+// A row that sees nothing gets zeros.
 #include <math.h>
 
 #include "kernel.h"
@@ -147,7 +148,7 @@ static void one_query(const Attention *all, int64_t row, int64_t head, int64_t e
       peak = now;
     }
   }
-  for (int64_t d = 0; d < depth; d++) y[d] /= mass;
+  for (int64_t d = 0; mass != 0 && d < depth; d++) y[d] /= mass;
 }
 
 static void some_queries(const void *shared, int64_t start, int64_t stop) {

@@ -1,4 +1,5 @@
-// x Wᵀ for rows x [M, D] and weights W that lie in panels [P, D, PANEL], several of them at once.
+// x Wᵀ for rows x [M, D] and weights W that lie in panels [P, D, PANEL], several of them at once. Rows that are not
+// wanted cost nothing.
 //
 // Each entry is one chain of multiply-adds over D, in order: its bits depend on neither M, nor the row, nor the
 // other weights. Weights are float32, or whole numbers in eight bits with a scale for each output.
@@ -26,7 +27,8 @@ typedef struct {
 enum { PRODUCTS = 8 };
 
 typedef struct {
-  const float *x;
+  const float *x;     // the rows that are wanted, one after the other
+  const int32_t *at;  // where each of them stands in y
   int64_t rows, depth, count;
   Product products[PRODUCTS];
 } Products;
@@ -34,6 +36,7 @@ typedef struct {
 typedef struct {
   int64_t depth, x_step, w_step, y_step, pace;
   const float *x, *scale;
+  const int32_t *at;  // the place of each row in y
   const char *w, *ahead;
   float *y;
   int first, last;
@@ -51,7 +54,7 @@ INLINE void tile(const int eight, const int rows, const int panels, const Tile *
   UNROLL for (int p = 0; p < panels; p++)
   UNROLL for (int r = 0; r < rows; r++)
   UNROLL for (int v = 0; v < VECTORS; v++)
-    sum[p][r][v] = t->first ? (vec){0} : *(const vec *)(t->y + r * t->y_step + p * PANEL + v * WIDTH);
+    sum[p][r][v] = t->first ? (vec){0} : *(const vec *)(t->y + t->at[r] * t->y_step + p * PANEL + v * WIDTH);
   const float *x = t->x;
   const char *w = t->w, *ahead = t->ahead;
   const int64_t depth = t->depth, x_step = t->x_step, w_step = t->w_step, pace = t->pace;
@@ -72,7 +75,7 @@ INLINE void tile(const int eight, const int rows, const int panels, const Tile *
   UNROLL for (int v = 0; v < VECTORS; v++) {
     vec whole = sum[p][r][v];
     if (eight && t->last) whole *= *(const vec *)(t->scale + p * PANEL + v * WIDTH);
-    *(vec *)(t->y + r * t->y_step + p * PANEL + v * WIDTH) = whole;
+    *(vec *)(t->y + t->at[r] * t->y_step + p * PANEL + v * WIDTH) = whole;
   }
 }
 
@@ -101,19 +104,22 @@ static void times_panel(const Products *all, const Product *one, int64_t q) {
     const char *w = one->weights + size * (q * all->depth + deep) * PANEL;
     for (int64_t b = 0, r = 0, next; b < blocks; b++, r = next) {
       next = all->rows * (b + 1) / blocks;
-      float *y = one->y + r * one->columns + q * PANEL;
+      float *y = one->y + q * PANEL;
       Tile t = {.depth = depth, .x_step = all->depth, .y_step = one->columns, .pace = pace,
                 .x = all->x + r * all->depth + deep, .scale = one->scale ? one->scale + q * PANEL : NULL, .w = w,
+                .at = all->at + r,
                 .ahead = w + size * depth * PANEL + depth * b * pace, .y = y,
                 .first = deep == 0, .last = deep + depth == all->depth};
       if (width == PANEL) {
         some_rows(next - r, &t);
         continue;
       }
-      t.y = edge, t.y_step = PANEL;
-      for (int64_t i = 0; i < next - r; i++) memcpy(edge + i * PANEL, y + i * one->columns, 4 * width);
+      static const int32_t in_order[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13};
+      t.y = edge, t.y_step = PANEL, t.at = in_order;
+      const int32_t *at = all->at + r;
+      for (int64_t i = 0; i < next - r; i++) memcpy(edge + i * PANEL, y + at[i] * one->columns, 4 * width);
       some_rows(next - r, &t);
-      for (int64_t i = 0; i < next - r; i++) memcpy(y + i * one->columns, edge + i * PANEL, 4 * width);
+      for (int64_t i = 0; i < next - r; i++) memcpy(y + at[i] * one->columns, edge + i * PANEL, 4 * width);
     }
   }
 }
@@ -126,8 +132,8 @@ static void some_panels(const void *shared, int64_t start, int64_t stop) {
     int64_t whole = least(end, one->columns / PANEL), step = all->depth * PANEL;
     for (; all->rows == 1 && q + SEVERAL <= whole; q += SEVERAL) {
       const char *w = one->weights + (one->scale ? 1 : 4) * q * step;
-      Tile t = {.depth = all->depth, .w_step = step, .x = all->x, .w = w, .ahead = w, .y = one->y + q * PANEL,
-                .first = 1, .last = 1};
+      Tile t = {.depth = all->depth, .w_step = step, .y_step = one->columns, .x = all->x, .at = all->at, .w = w,
+                .ahead = w, .y = one->y + q * PANEL, .first = 1, .last = 1};
       if (one->scale) t.scale = one->scale + q * PANEL, tile(1, 1, SEVERAL, &t);
       else tile(0, 1, SEVERAL, &t);
     }
@@ -135,14 +141,41 @@ static void some_panels(const void *shared, int64_t start, int64_t stop) {
   }
 }
 
+// The rows that are wanted (none given: all) go to the front, into memory of their own if some are not; what is not
+// wanted gets zeros. Gives that memory.
+static void *gathered(Products *all, int64_t rows, const uint8_t *wanted) {
+  int64_t few = 0, width = 4 * all->depth;
+  for (int64_t r = 0; wanted && r < rows; r++) few += wanted[r] != 0;
+  all->rows = wanted ? few : rows;
+  char *memory = malloc(all->rows * (4 + (all->rows < rows ? width : 0)) + 1), *packed = memory;
+  int32_t *at = (int32_t *)(memory + (all->rows < rows ? all->rows * width : 0));
+  all->at = at;
+  for (int64_t r = 0; r < rows; r++) {
+    if (wanted && !wanted[r]) {
+      for (const Product *one = all->products; one < all->products + all->count; one++)
+        memset(one->y + r * one->columns, 0, 4 * one->columns);
+      continue;
+    }
+    *at++ = r;
+    if (all->rows < rows) memcpy(packed, all->x + r * all->depth, width), packed += width;
+  }
+  if (all->rows < rows) all->x = (const float *)memory;
+  return memory;
+}
+
+// x [..., D], wanted [...] if not all rows are, then each product's panels [P, D, PANEL] and, in eight bits, scale.
 XLA_FFI_Error *distill_products(XLA_FFI_CallFrame *frame) {
   if (asks_version(frame)) return NULL;
-  const XLA_FFI_Buffer *x = argument(frame, 0);
-  Products all = {.x = x->data, .rows = 1, .depth = x->dims[x->rank - 1], .count = frame->rets.size};
-  for (int64_t i = 0; i < x->rank - 1; i++) all.rows *= x->dims[i];
+  const XLA_FFI_Buffer *x = argument(frame, 0), *wanted = argument(frame, 1);
+  if (wanted->dtype != XLA_FFI_DataType_PRED) wanted = NULL;
+  Products all = {.x = x->data, .depth = x->dims[x->rank - 1], .count = frame->rets.size};
+  int64_t rows = 1, asked = 1;
+  for (int64_t i = 0; i < x->rank - 1; i++) rows *= x->dims[i];
+  for (int64_t i = 0; wanted && i < wanted->rank; i++) asked *= wanted->dims[i];
+  if (wanted && asked != rows) return refused(frame, "products.c is told of each row whether it is wanted");
   if (all.count > PRODUCTS) return refused(frame, "more products at once than products.c takes");
   int64_t panels = 0;
-  for (int64_t i = 0, given = 1; i < all.count; i++) {
+  for (int64_t i = 0, given = wanted ? 2 : 1; i < all.count; i++) {
     const XLA_FFI_Buffer *w = argument(frame, given++), *y = result(frame, i);
     const float *scale = w->dtype == XLA_FFI_DataType_S8 ? argument(frame, given++)->data : NULL;
     if (w->dims[1] != all.depth || w->dims[2] != PANEL || x->dtype != XLA_FFI_DataType_F32)
@@ -150,12 +183,16 @@ XLA_FFI_Error *distill_products(XLA_FFI_CallFrame *frame) {
     all.products[i] = (Product){w->data, scale, y->data, y->dims[y->rank - 1], panels, w->dims[0]};
     panels += w->dims[0];
   }
-  int64_t threads = threads_of(frame), size = PANEL * all.depth;
-  int64_t each = most(TASK / (size * all.rows), 1);
-  each = least(each, most(TASK_BYTES / (4 * size), 1));
-  each = most(each, panels / (8 * threads));
-  if (all.rows == 1) each = (each + SEVERAL - 1) / SEVERAL * SEVERAL;
-  in_parallel(frame, panels, each, some_panels, &all);
+  void *memory = gathered(&all, rows, wanted ? wanted->data : NULL);
+  if (all.rows > 0) {
+    int64_t threads = threads_of(frame), size = PANEL * all.depth;
+    int64_t each = most(TASK / (size * all.rows), 1);
+    each = least(each, most(TASK_BYTES / (4 * size), 1));
+    each = most(each, panels / (8 * threads));
+    if (all.rows == 1) each = (each + SEVERAL - 1) / SEVERAL * SEVERAL;
+    in_parallel(frame, panels, each, some_panels, &all);
+  }
+  free(memory);
   return NULL;
 }
 
