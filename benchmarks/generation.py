@@ -6,7 +6,8 @@
 
 Models A (15M parameters) and B (110M), tied, float32, random; 64 prompts of 16 to 64 tokens, 128 new tokens each,
 sampled at temperature 1. All engines are alive at the same time and take turns; ratios are medians of the rounds'
-own. Then ours alone: what top-32 logits cost, lengths that differ, four samples a prompt; and the machine's own limits.
+own. Then ours alone: what top-32 logits cost, lengths that differ, four samples a prompt, what it costs that a prompt's
+bits depend on no other; and the machine's own limits.
 What serving it costs is told by serving.py.
 """
 
@@ -78,6 +79,7 @@ def ours_alone(worker: Worker, rounds: int) -> list[str]:
         "top-32 logits told, against none": ("top", "run"),
         "mixed lengths (geometric, mean 64, cap 256), against all 256": ("mixed", "full"),
         "4 samples a prompt of 512 tokens, against 4 prompts": ("samples", "separate"),
+        "first tokens of prompts that come alone, read in a fixed shape, against one of their own": ("fixed", "fitted"),
     }
     rows = []
     for name, pair in pairs.items():

@@ -23,6 +23,7 @@ NEW_TOKENS, VOCABULARY = 128, 32000
 
 def ours(folder: Path, slots: int, prompts: list[list[int]]) -> None:
     from distill.checkpoints.store import load_weights
+    from distill.generation import engine as engine_module
     from distill.generation.engine import Engine
     from distill.generation.requests import Request
     from distill.parallel.runtime import start
@@ -43,6 +44,14 @@ def ours(folder: Path, slots: int, prompts: list[list[int]]) -> None:
         rows = zip(of, lengths, strict=True)
         return [Request(tuple(p), i, s, n) for i, (p, n) in enumerate(rows) for s in range(samples)]
 
+    def one_by_one(read_together: int) -> int:
+        """First tokens of prompts that come alone, in a shape for as many others as come to so many tokens."""
+        usual, engine_module.PREFILL_TOKENS = engine_module.PREFILL_TOKENS, read_together
+        try:
+            return sum(generate([request], 192) for request in asked([1] * len(prompts)))
+        finally:
+            engine_module.PREFILL_TOKENS = usual
+
     full = [NEW_TOKENS] * len(prompts)
     mixed = np.clip(random.geometric(1 / 64, 32 * len(prompts)), 1, 256).tolist()
     long = [random.integers(3, VOCABULARY, 512).tolist() for _ in range(16)]
@@ -57,6 +66,9 @@ def ours(folder: Path, slots: int, prompts: list[list[int]]) -> None:
             # Four samples of a prompt of 512 tokens against one sample of four times as many prompts.
             "samples": lambda: generate(asked([64] * 4, 4, long[:4]), 576),
             "separate": lambda: generate(asked([64] * 16, 1, long), 576),
+            # What reproducibility asks for: shapes that do not follow from who else is there.
+            "fixed": lambda: one_by_one(engine_module.PREFILL_TOKENS),
+            "fitted": lambda: one_by_one(1),
         },
         "jax",
     )

@@ -1,10 +1,12 @@
 """Let the teacher answer one batch of prompts. A server does; the first batch that asks starts it."""
 
 import gc
+import os
 import sys
 
 if __name__ == "__main__":
     gc.disable()  # to look for garbage among what is imported takes a tenth of the start
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for these a twentieth, and there are none
 
 from pathlib import Path
 

@@ -141,13 +141,14 @@ static void some_panels(const void *shared, int64_t start, int64_t stop) {
   }
 }
 
-// The rows that are wanted (none given: all) go to the front, into memory of their own if some are not; what is not
-// wanted gets zeros. Gives that memory.
+// Puts the rows that are wanted (no list: all) one after the other, in memory of their own if some are not; those get
+// zeros. Gives that memory, NULL where there is none.
 static void *gathered(Products *all, int64_t rows, const uint8_t *wanted) {
   int64_t few = 0, width = 4 * all->depth;
   for (int64_t r = 0; wanted && r < rows; r++) few += wanted[r] != 0;
   all->rows = wanted ? few : rows;
   char *memory = malloc(all->rows * (4 + (all->rows < rows ? width : 0)) + 1), *packed = memory;
+  if (!memory) return NULL;
   int32_t *at = (int32_t *)(memory + (all->rows < rows ? all->rows * width : 0));
   all->at = at;
   for (int64_t r = 0; r < rows; r++) {
@@ -184,6 +185,7 @@ XLA_FFI_Error *distill_products(XLA_FFI_CallFrame *frame) {
     panels += w->dims[0];
   }
   void *memory = gathered(&all, rows, wanted ? wanted->data : NULL);
+  if (!memory) return refused(frame, "no memory is left for the rows of a product");
   if (all.rows > 0) {
     int64_t threads = threads_of(frame), size = PANEL * all.depth;
     int64_t each = most(TASK / (size * all.rows), 1);

@@ -25,8 +25,6 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TextIO
 
-from filelock import FileLock
-
 from distill.config.generation import ONE_DEVICE, EngineMesh
 from distill.errors import DistillError
 from distill.files import digest, read_json, write_json
@@ -142,6 +140,8 @@ def ensure_server(
     files = files_of(params, slots, max_length, mesh, int8, top, sampled)
     if server := files.read():
         return server
+    from filelock import FileLock  # a twentieth of the start of a batch's job, which mostly finds a server
+
     with FileLock(files.start):
         while files.lives():  # it starts, or it is leaving
             if server := files.read():
