@@ -52,7 +52,8 @@ def server(folder: Path) -> Iterator[str]:
 @contextmanager
 def client(url: str) -> Iterator[Callable[[list[int], int, int], int]]:
     """Asks for an answer to a prompt, with a seed and so many tokens; gives how many came."""
-    with httpx2.Client(base_url=url, timeout=None, trust_env=False) as http:
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)  # one for each request, and kept
+    with httpx2.Client(base_url=url, timeout=None, trust_env=False, limits=limits) as http:
 
         def asked(prompt: list[int], seed: int, tokens: int) -> int:
             body = {"prompt": prompt, "max_tokens": tokens, "seed": seed, "ignore_eos": True, "return_token_ids": True}
