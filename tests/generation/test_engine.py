@@ -14,7 +14,7 @@ from distill.checkpoints.store import flat, nest
 from distill.errors import DistillError
 from distill.generation import engine as engine_module
 from distill.generation.engine import Engine
-from distill.generation.programs import STEPS, STOPS
+from distill.generation.programs import STEPS, STOPS, drawn_as, going
 from distill.generation.requests import Request, Result
 from distill.generation.sampling import Draw
 from distill.generation.seeds import request_seed
@@ -169,13 +169,32 @@ def test_a_slot_stands_idle_behind_the_end_of_its_sample() -> None:
     assert [int(np.any(row != 0, axis=-1).sum()) for row in keys] == newest
 
 
-def test_more_stop_ids_than_the_device_knows(answered) -> None:
-    """The smallest are known to it; any of the others ends a sample all the same."""
+def test_an_idle_slot_is_drawn_in_the_way_that_needs_least() -> None:
+    """What its last sample asked for would have all rows searched."""
+    asked = [Request((9, 10, 11), 1, 0, 30), Request((9, 10, 11), 1, 0, 3, Draw(0.7, 9, 0.9, 0.1))]
+    shared = engine()
+    for request in asked:
+        shared.submit(request)
+    shared.step()
+    shared.step()
+    state = shared.lanes[0].state
+    live = going(state, state["token"], state["position"])
+    assert live.tolist() == [True] + [False] * 7
+    assert state["draw"].top_k.tolist() == [0, 9] + [0] * 6
+    found = drawn_as(state["draw"], live)
+    assert all(np.array_equal(column, [value] * 8) for column, value in zip(found, Draw(), strict=True))
+
+
+def test_more_stop_ids_than_the_device_knows() -> None:
+    """The smallest are known to it; any of the others, be it no token at all, ends a sample all the same."""
     (free,) = run([Request((9, 10, 11), 1, 0, 30, HOT)])
-    for at, known in ((5, range(1000, 1000 + STOPS)), (5, range(-STOPS, 0))):
-        stops = frozenset((free.tokens[at], *known))
+    others = [token for token in range(38) if token not in free.tokens]
+    last = max(range(30), key=lambda i: (free.tokens[i] > others[STOPS - 1]) * i)  # behind STOPS others in their order
+    assert last > STEPS
+    for known in (others[:STOPS], range(1000, 1000 + STOPS), (-(2**40), -1, 2**31, 2**40)):
+        stops = frozenset((free.tokens[last], *known))
         (result,) = run([Request((9, 10, 11), 1, 0, 30, HOT, stop_ids=stops)])
-        assert result.tokens == free.tokens[: free.tokens.index(free.tokens[at]) + 1]
+        assert result.tokens == free.tokens[: free.tokens.index(free.tokens[last]) + 1]
         assert result.finish_reason == "stop"
 
 

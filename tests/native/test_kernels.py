@@ -158,6 +158,14 @@ def test_what_is_not_a_number_is_not_hidden() -> None:
         assert np.isfinite(ours[5]).all()
 
 
+def test_masses_of_nothing_but_zeros_are_not_hidden() -> None:
+    config, q, k, v = attention_case(2, 2, 16)
+    seen = seen_by([1, 2, 64, 65, 200, ROOM])
+    ours = attend_one_in_c(config, abs(q), [k.at[4, 0].set(-jnp.inf)], [v], seen)
+    assert np.isnan(ours[4, 0]).all()
+    assert np.isfinite(ours[5]).all()
+
+
 def test_scores_with_a_soft_cap() -> None:
     config, q, k, v = attention_case(2, 2, 16, cap=2.0)
     seen = seen_by([1, 2, 64, 65, 200, ROOM])

@@ -131,7 +131,7 @@ def decode(setup: Setup, params, caches: Caches, state):
         given = params, caches, token[:, None], position[:, None], live.astype(jnp.int32)
         hidden, caches = decoder.extend(setup.config, *given, room=setup.room, mesh=setup.mesh)
         logits = decoder.logits(setup.config, for_rows(params, live), hidden)[:, 0]
-        choice = _choose(setup, state["draw"], logits, numbers)
+        choice = _choose(setup, drawn_as(state["draw"], live[:, 0]), logits, numbers)
         return (caches, jnp.where(live[:, 0], choice.token, token), position + live[:, 0]), choice
 
     start = caches, state["token"], state["position"]
@@ -144,6 +144,11 @@ def decode(setup: Setup, params, caches: Caches, state):
 def going(state, token: Int[Array, "B"], position: Int[Array, "B"]) -> Bool[Array, "B"]:
     """Whether a slot's sample goes on behind this token, its newest, at this position."""
     return (position < state["last"]) & ~jnp.any(token[:, None] == state["stops"], axis=1)
+
+
+def drawn_as(draw: Draw, live: Bool[Array, "B"]) -> Draw:
+    """How rows are drawn, those of idle slots in the way that needs least."""
+    return jax.tree.map(lambda own, least: jnp.where(live, own, least), draw, Draw())
 
 
 def _numbers(setup: Setup, state, position) -> tuple[Array, Array | None]:
@@ -181,7 +186,7 @@ def newcomers(requests: Sequence[Request]) -> dict[str, Any]:
     seeds, stops = np.zeros((PREFILL_ROWS, 2), np.uint32), np.full((PREFILL_ROWS, STOPS), -1, np.int32)
     for i, request in enumerate(requests):
         seeds[i] = request.seed >> 32, request.seed & 0xFFFFFFFF
-        known = sorted(request.stop_ids)[:STOPS]
+        known = sorted(stop for stop in request.stop_ids if 0 <= stop <= np.iinfo(stops.dtype).max)[:STOPS]
         stops[i, : len(known)] = known
     return {
         "last": slot_column([len(r.prompt) + r.max_tokens - 1 for r in requests], PREFILL_ROWS),
@@ -195,8 +200,7 @@ def newcomers(requests: Sequence[Request]) -> dict[str, Any]:
 def draws(draws: list[Draw], slots: int) -> Draw:
     """Arrays [slots] of sampling parameters; the rest is filled with what needs least."""
     columns = zip(*draws, strict=True) if draws else ((),) * 4
-    rest = Draw(temperature=0.0)
-    return Draw(*(slot_column(c, slots, fill=f) for c, f in zip(columns, rest, strict=True)))
+    return Draw(*(slot_column(c, slots, fill=f) for c, f in zip(columns, Draw(), strict=True)))
 
 
 def slot_column(values: Iterable[Any], slots: int, fill: float = 0) -> np.ndarray:

@@ -119,6 +119,7 @@ static void one_query(const Attention *all, int64_t row, int64_t head, int64_t e
   const uint8_t *seen = all->seen + row * all->slots;
   float *y = all->y + (row * all->heads + head) * depth, peak = -INFINITY, mass = 0;
   memset(y, 0, 4 * depth);
+  if (end == 0) return;
   for (int64_t piece = 0, start = 0; piece < all->pieces && start < end; start += all->sizes[piece++]) {
     int64_t size = all->sizes[piece], at = (row * all->kv_heads + head / group) * size * depth;
     for (int64_t j = 0; j < least(size, end - start); j += BLOCK) {
@@ -148,7 +149,7 @@ static void one_query(const Attention *all, int64_t row, int64_t head, int64_t e
       peak = now;
     }
   }
-  for (int64_t d = 0; mass != 0 && d < depth; d++) y[d] /= mass;
+  for (int64_t d = 0; d < depth; d++) y[d] /= mass;
 }
 
 static void some_queries(const void *shared, int64_t start, int64_t stop) {
