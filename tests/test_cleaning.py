@@ -41,7 +41,7 @@ def test_while_a_snakemake_is_at_work_nothing_is_deleted(results: Path, monkeypa
     monkeypatch.chdir(results)
     (results / ".snakemake").mkdir()
     lock = "f = open('.snakemake/alive', 'w+'); fcntl.lockf(f, fcntl.LOCK_SH)"
-    command = [sys.executable, "-c", f"import fcntl, sys; {lock}; print(); sys.stdin.read()"]
+    command = [sys.executable, "-c", f"import fcntl, sys; {lock}; print(flush=True); sys.stdin.read()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         other.stdout.readline()
         with pytest.raises(DistillError, match="a snakemake is at work"):
