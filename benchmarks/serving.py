@@ -8,6 +8,7 @@ engine alone in another process. A batch's job (scripts/generate.py) has 8 promp
 the same requests from a client that is there already take turns with it.
 """
 
+import os
 import shutil
 import socket
 import subprocess
@@ -160,6 +161,7 @@ def row(name: str, values: list[float], unit: str = " s") -> str:
 @click.command(help=__doc__)
 @click.option("--rounds", default=10, show_default=True)
 def main(rounds: int) -> None:
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # with it, each start would compile the project's modules anew
     folder = Path(tempfile.mkdtemp(prefix="serving-"))
     try:
         made = folder / "A"
