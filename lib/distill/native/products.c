@@ -141,8 +141,8 @@ static void some_panels(const void *shared, int64_t start, int64_t stop) {
   }
 }
 
-// Puts the rows that are wanted (no list: all) one after the other, in memory of their own if some are not; those get
-// zeros. Gives that memory, NULL where there is none.
+// Puts the rows that are wanted (no list: all) one after the other, in memory of their own if others are between; these
+// get zeros in every y. Gives that memory, NULL where there is none.
 static void *gathered(Products *all, int64_t rows, const uint8_t *wanted) {
   int64_t few = 0, width = 4 * all->depth;
   for (int64_t r = 0; wanted && r < rows; r++) few += wanted[r] != 0;
